@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, add_json_argument, align, printable
 from fastapi_observe.cli.scrape import ScrapedMetric, ScrapeError, add_token_arguments, display_url, read_token, scrape
-from fastapi_observe.metrics.budget import OVERFLOW, SERIES_PER_PROCESS, STATIC_LABELS, VALUES_PER_LABEL
+from fastapi_observe.metrics.budget import SERIES_PER_PROCESS, STATIC_LABELS, VALUES_PER_LABEL
+from fastapi_observe.workers.files import OVERFLOW
 
 if TYPE_CHECKING:
     from fastapi_observe.cli.output import Commands

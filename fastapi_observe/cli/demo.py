@@ -9,12 +9,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.cli.output import EXIT_ERROR
+from fastapi_observe.internal.networks import MAX_PORT
 
 if TYPE_CHECKING:
     from fastapi_observe.cli.output import Commands
 
 HOST: Final = "127.0.0.1"
-MAX_PORT: Final = 65_535
 
 
 def add_demo(commands: Commands) -> None:

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe.cli.output import printable
-from fastapi_observe.metrics.budget import OVERFLOW
+from fastapi_observe.metrics.budget import WITHIN_LABEL_SET
 from fastapi_observe.slo.http_get import GetError, get, iter_body
+from fastapi_observe.workers.files import OVERFLOW
 
 if TYPE_CHECKING:
     import argparse
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
 MAX_LINE_BYTES: Final = 65_536
 PARSE_BATCH: Final = 1000
 """Number of lines that are parsed together."""
-MAX_URL_LENGTH: Final = 200
+MAX_QUOTED_URL_LENGTH: Final = 200
 """Maximum length of a URL in a message, in characters."""
-WITHIN_LABEL_SET: Final = frozenset({"le", "quantile"})
-"""Labels that distinguish series of the same label set."""
 EXAMPLE_URL: Final = "http://127.0.0.1:8000/metrics"
 
 
@@ -106,7 +105,7 @@ def read_token(args: argparse.Namespace) -> str | None:
 
 def display_url(url: str) -> str:
     """Return a URL for a message: without user, password, query and fragment."""
-    before, slashes, rest = url[:MAX_URL_LENGTH].partition("://")
+    before, slashes, rest = url[:MAX_QUOTED_URL_LENGTH].partition("://")
     rest = re.split(r"[?#]", rest if slashes else before, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     return printable(f"{before}{slashes}" * bool(slashes) + host.rpartition("@")[2] + slash + path)

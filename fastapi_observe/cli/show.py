@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from fastapi_observe.cli.output import Commands
     from fastapi_observe.console.discovery import RunningServer
 
-MAX_ROWS: Final = 200
+MAX_SHOWN_ROWS: Final = 200
 MAX_LOG_LINES: Final = 50
 MAX_LOG_LINE_LENGTH: Final = 2000
 """Rows of the tree, log lines, and characters of a log line that are printed. `--json` has everything."""
 
-MAX_NAME_LENGTH: Final = 50
+MAX_QUOTED_LENGTH: Final = 50
 """Characters of an invalid name that an error shows."""
 
 REQUEST_MESSAGES: Final = frozenset({"HTTP request completed", "WebSocket connection closed"})
@@ -138,7 +138,7 @@ def _console_url(url: str, token: str | None) -> tuple[str, str | None]:
 def _read(url: str, name: str, token: str | None, *, allow_http_token: bool) -> dict[str, Any] | None:
     """Return a trace of the console; None if it does not hold it. Raises `ShowError`."""
     if not name.isalnum() or not name.isascii():
-        raise ShowError(f"invalid trace {name[:MAX_NAME_LENGTH]!r}", "use last, slow, failed or a trace id")
+        raise ShowError(f"invalid trace {name[:MAX_QUOTED_LENGTH]!r}", "use last, slow, failed or a trace id")
     target = f"{url}/api/traces/{name.lower()}"
     try:
         with get(
@@ -168,7 +168,7 @@ def _render(trace: dict[str, Any], style: Style) -> list[str]:
     rows = [_summary_row(summary, style) for summary in trace["summaries"]]
     rows.append(style.paint(f"trace {escape_controls(str(trace['trace_id']))}", "dim"))
     spans = [_to_row(span) for span in trace["spans"]]
-    rows += render_tree(spans, style, width=terminal_width(), max_rows=MAX_ROWS)
+    rows += render_tree(spans, style, width=terminal_width(), max_rows=MAX_SHOWN_ROWS)
     if trace["dropped_spans"]:
         rows.append(f"{trace['dropped_spans']} further spans were not held")
     for summary in trace["summaries"]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COOKIE: Final = "fastapi_observe_console_"
 """Beginning of the cookie's name; browsers send one host's cookies to all its ports, so the rest is of the app."""
-LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+LOCAL_HOST_HEADERS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """Names in the `Host` header that only a page of this machine's can have: DNS rebinding brings another one."""
 
 MAX_TOKEN_LENGTH: Final = 256
@@ -82,7 +82,7 @@ def _is_local(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
         return False
     host = headers.get(b"host", b"").decode("latin-1").lower()
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    return name in LOCAL_HOSTS
+    return name in LOCAL_HOST_HEADERS
 
 
 def _is_loopback(address: str) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastapi_observe.observability import Observability
     from fastapi_observe.settings.model import ObserveSettings
 
-MAX_NAMES: Final = 5
+MAX_NAMES_PER_CHECK: Final = 5
 """Routes or loggers that one check names."""
 
 
@@ -74,4 +74,4 @@ def check_exclusions(observability: Observability) -> Iterator[Check]:
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    return ", ".join(names[:MAX_NAMES_PER_CHECK]) + (", ..." if len(names) > MAX_NAMES_PER_CHECK else "")

@@ -22,7 +22,7 @@ READ: Final = {
     "fastapi_observe_dropped_total": "dropped",
     "fastapi_observe_export_failures_total": "failed",
 }
-OVERFLOW: Final = "fastapi_observe_series_overflow_total"
+OVERFLOW_TOTAL: Final = "fastapi_observe_series_overflow_total"
 DEGRADED: Final = "fastapi_observe_metrics_degraded"
 REQUESTS: Final = (PROMETHEUS.requests, SEMCONV.requests)
 """The count of requests, by either naming of the metrics."""
@@ -34,7 +34,7 @@ class MetricsPage:
     """The metrics that the checks need, from the lines of a response."""
 
     def __init__(self, lines: Iterable[str]) -> None:
-        wanted = tuple(f"{name}{end}" for name in (*READ, OVERFLOW, DEGRADED, *REQUESTS) for end in "{ ")
+        wanted = tuple(f"{name}{end}" for name in (*READ, OVERFLOW_TOTAL, DEGRADED, *REQUESTS) for end in "{ ")
         text = "\n".join(line for line in lines if line.startswith(wanted))
         self.counts: dict[str, Counter[str]] = {}
         self.overflown: set[str] = set()
@@ -44,7 +44,7 @@ class MetricsPage:
                 if sample.name in READ:
                     signal = self.counts.setdefault(sample.labels.get("signal", ""), Counter())
                     signal[READ[sample.name]] += int(sample.value)
-                elif sample.name == OVERFLOW and sample.value:
+                elif sample.name == OVERFLOW_TOTAL and sample.value:
                     self.overflown.add(sample.labels.get("metric", ""))
                 elif sample.name == DEGRADED:
                     self.is_degraded = sample.value > 0

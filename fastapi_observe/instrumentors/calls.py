@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fastapi_observe.redaction.redactor import Redactor
     from fastapi_observe.traces.calls import SpanStart
 
-MAX_NAMES: Final = 200
+MAX_REMOTE_NAMES: Final = 200
 """Names of services, methods and destinations that become label values. Further ones have the label `other`."""
 
 MAX_REMOTE_NAME_LENGTH: Final = 200
@@ -274,7 +274,7 @@ class SpanCalls:
         """Return a name that becomes a label value; `other` if it is too long, or one too many."""
         if name in self._names:
             return name
-        if len(name) > MAX_REMOTE_NAME_LENGTH or len(self._names) >= MAX_NAMES:
+        if len(name) > MAX_REMOTE_NAME_LENGTH or len(self._names) >= MAX_REMOTE_NAMES:
             return "other"
         self._names.add(name)
         return name

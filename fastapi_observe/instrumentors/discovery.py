@@ -67,10 +67,10 @@ def find_instrumentors(choice: str | Sequence[str] | None, engines: Iterable[Any
     `choice` is the option `instrument`: with names, only these are returned. `engines` are observed already, so that
     their instrumentors are left alone. A name without an instrumentor has no entry point.
     """
-    found = {normalize_name(each.name): each for each in entry_points(group=GROUP)}
-    disabled = {normalize_name(name) for name in os.environ.get(DISABLED, "").split(",")}
+    found = {normalize_instrumentor_name(each.name): each for each in entry_points(group=GROUP)}
+    disabled = {normalize_instrumentor_name(name) for name in os.environ.get(DISABLED, "").split(",")}
     observed = observed_instrumentors(engines)
-    chosen = None if choice == "auto" else {normalize_name(name): name for name in choice or ()}
+    chosen = None if choice == "auto" else {normalize_instrumentor_name(name): name for name in choice or ()}
     candidates = []
     for name, entry_point in found.items():
         if chosen is not None and name not in chosen:
@@ -88,7 +88,7 @@ def find_instrumentors(choice: str | Sequence[str] | None, engines: Iterable[Any
     return sorted(candidates, key=itemgetter(0))
 
 
-def normalize_name(name: str) -> str:
+def normalize_instrumentor_name(name: str) -> str:
     """Return the name of an instrumentor in the spelling that names are compared in."""
     return name.strip().lower().replace("_", "-")
 

@@ -6,7 +6,11 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from fastapi_observe.instrumentors.discovery import describe_conflict, normalize_name, observed_instrumentors
+from fastapi_observe.instrumentors.discovery import (
+    describe_conflict,
+    normalize_instrumentor_name,
+    observed_instrumentors,
+)
 from fastapi_observe.internal.opentelemetry import revert_instrumentor
 from fastapi_observe.records.exceptions import exception_message
 
@@ -127,8 +131,8 @@ class Instrumentors:
         Where the driver runs in a thread of its own (aiosqlite), its spans would not be found to be the same calls.
         """
         observed = observed_instrumentors([engine])
-        for name in [name for name in self.switched_on if normalize_name(name) in observed]:
-            self.left_alone[name] = reason = observed[normalize_name(name)]
+        for name in [name for name in self.switched_on if normalize_instrumentor_name(name) in observed]:
+            self.left_alone[name] = reason = observed[normalize_instrumentor_name(name)]
             self._switch_off(name, self.switched_on.pop(name))
             _LOGGER.info("The OpenTelemetry instrumentor %s was switched off: %s.", name, reason)
 

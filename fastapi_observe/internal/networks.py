@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
+MAX_PORT: Final = 65_535
+
 Network = IPv4Network | IPv6Network
 
 PRIVATE_NETWORKS: Final = tuple(

@@ -8,7 +8,7 @@ from fastapi_observe.internal import json
 from fastapi_observe.logs.line import DIGITS, encode_text, exception_object, truncate
 from fastapi_observe.records.time_breakdown import FIELD_PREFIXES
 from fastapi_observe.redaction.addresses import MAX_ADDRESS_LENGTH
-from fastapi_observe.redaction.redactor import MAX_SCANNED_QUERY
+from fastapi_observe.redaction.redactor import MAX_PATH_LENGTH, MAX_SCANNED_QUERY
 
 if TYPE_CHECKING:
     from fastapi_observe.logs.line import Timestamps
@@ -89,8 +89,6 @@ def job_fields(record: JobRecord) -> dict[str, Any]:
 REQUEST_LOGGER: Final = "fastapi_observe.request"
 REQUEST_MESSAGE: Final = "HTTP request completed"
 WEBSOCKET_MESSAGE: Final = "WebSocket connection closed"
-
-MAX_PATH_LENGTH: Final = 1024
 
 MAX_CACHED_PARTS: Final = 1024
 """Maximum of routes, and of clients, for which an encoded part is cached. Then the cache is emptied."""

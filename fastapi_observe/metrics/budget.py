@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from prometheus_client.metrics_core import InfoMetricFamily
 
 from fastapi_observe.internal.throttle import LogThrottle
+from fastapi_observe.workers.files import OVERFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-OVERFLOW: Final = "__overflow__"
-"""Label value of the series that counts everything beyond a limit."""
 
 SERIES_PER_PROCESS: Final = 20_000
 """Default limit of label sets, of all metrics of one install together."""
@@ -27,6 +25,9 @@ STATIC_LABELS: Final = frozenset(
     {"endpoint", "method", "status_code", "http_route", "http_request_method", "http_response_status_code"}
 )
 """Labels of our own metrics with a fixed list of values: the app's routes, known methods, status codes."""
+
+WITHIN_LABEL_SET: Final = frozenset({"le", "quantile"})
+"""Labels that distinguish series of one label set."""
 
 MAX_EXAMPLE_LENGTH: Final = 40
 """Characters of a label value in a warning."""

@@ -40,7 +40,7 @@ QUALITY: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
 """RFC 9110, 12.4.2."""
 
 # Exposition text is so repetitive that a higher level saves little and makes the scrape longer.
-GZIP_LEVEL: Final = 1
+SCRAPE_GZIP_LEVEL: Final = 1
 
 SUFFIXES: Final = {
     "counter": ("_total", "_created"),
@@ -152,7 +152,7 @@ class ResponseBody:
         if gzip:
             import zlib  # noqa: PLC0415 - needed by scrapes only
 
-            self._compress = zlib.compressobj(GZIP_LEVEL, wbits=31)
+            self._compress = zlib.compressobj(SCRAPE_GZIP_LEVEL, wbits=31)
 
     def add(self, text: str) -> None:
         """Append text. Lone surrogates are written as escapes."""

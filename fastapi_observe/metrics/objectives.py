@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastapi_observe.metrics.series import BoundedMetric, Counter
     from fastapi_observe.metrics.shared.sharing import MetricSharing
 
-MAX_CACHED_LABEL_SETS: Final = 20_000
+MAX_CACHED_MATCHES: Final = 20_000
 """Label sets whose objectives are cached."""
 
 RESERVED_SHARE: Final = 2
@@ -152,7 +152,7 @@ def _bounds(child: BoundedMetric) -> Sequence[float] | None:
 
 
 def _cache(cache: dict[tuple[str, ...], V], key: tuple[str, ...], value: V) -> V:
-    if len(cache) >= MAX_CACHED_LABEL_SETS:
+    if len(cache) >= MAX_CACHED_MATCHES:
         cache.clear()
     cache[key] = value
     return value

@@ -7,8 +7,8 @@ from functools import partial
 from math import nan
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.metrics.budget import OVERFLOW
 from fastapi_observe.metrics.series import Counter, Gauge, Histogram
+from fastapi_observe.workers.files import OVERFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,9 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
 from fastapi_observe.internal.prometheus_client import format_float, make_exemplar
-from fastapi_observe.metrics.budget import OVERFLOW, LabelSets
+from fastapi_observe.metrics.budget import LabelSets
 from fastapi_observe.records.guard import CALLER_ERRORS, NO_OP, report_error
+from fastapi_observe.workers.files import OVERFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 
 from fastapi_observe.internal.prometheus_client import label_names
+from fastapi_observe.metrics.budget import WITHIN_LABEL_SET
 from fastapi_observe.metrics.shared.collectors import collectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
-
-WITHIN_LABEL_SET: Final = frozenset({"le", "quantile"})
-"""Labels that distinguish series of one label set."""
 
 
 class UsersMetric(NamedTuple):

@@ -43,6 +43,9 @@ KNOWN_METHODS: Final = frozenset(
 )
 """RFC 9110 with PATCH and QUERY. Any other method is reported as `_OTHER`."""
 
+MAX_METHOD_LENGTH: Final = 32
+"""Characters of such another method that a span has."""
+
 
 _APP_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.:/+=@~-]{0,127}")
 """Format of a request id that the app sets itself and that is reported. It may repeat what a client has sent."""

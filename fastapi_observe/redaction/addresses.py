@@ -29,7 +29,6 @@ UNREDACTED_ADDRESSES: Final = frozenset({"testclient", ""})
 MAX_ADDRESS_LENGTH: Final = 64
 """Characters of an address, its port and zone included. Longer values are not addresses."""
 
-MAX_PORT: Final = 65535
 AUTHORITY: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>\d{1,5}))?")
 """A `Host` header: a host, with or without a port."""
 

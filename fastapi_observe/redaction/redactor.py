@@ -7,11 +7,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, unquote_plus
 
+from fastapi_observe.internal.networks import MAX_PORT
 from fastapi_observe.redaction.addresses import (
     ADDRESS_HEADERS,
     AUTHORITY,
     MAX_ADDRESS_LENGTH,
-    MAX_PORT,
     SECRET_HEADER_WORDS,
     SECRET_HEADERS,
     truncate_to_network,
@@ -76,7 +76,7 @@ MAX_USER_PATTERN_LENGTH: Final = 2048
 """Characters of a line that the user's patterns are applied to: their time may grow with the square of the length."""
 
 MAX_CACHED_TEXTS: Final = 1024
-MAX_CACHED_LENGTH: Final = 256
+MAX_CACHED_TEXT_LENGTH: Final = 256
 """Remembered results for paths, user agents, hosts and addresses, and the maximum length of each."""
 
 MAX_SCANNED_QUERY: Final = MAX_QUERY_BYTES + MARGIN
@@ -163,7 +163,7 @@ class Redactor:
         self._personal_fields = frozenset() if capture_pii else _PII | _ADDRESS_FIELDS
         self._templates = templates
         self._secret_routes: SecretRoutes | None = None
-        limits = MAX_CACHED_TEXTS, MAX_CACHED_LENGTH
+        limits = MAX_CACHED_TEXTS, MAX_CACHED_TEXT_LENGTH
         self._labels: BoundedCache[str, str] = BoundedCache(*limits)
         self._paths: BoundedCache[str, str] = BoundedCache(*limits)
         self._user_agents: BoundedCache[bytes, str] = BoundedCache(*limits)
@@ -439,7 +439,7 @@ class Redactor:
         if "token" in path or "pass" in path or "secret" in path or "key" in path or "otp" in path or "jwt" in path:
             return False
         # The first ones stay: with paths that a client makes up, replacing would only evict the useful ones.
-        if len(path) <= MAX_CACHED_LENGTH:
+        if len(path) <= MAX_CACHED_TEXT_LENGTH:
             if last and len(self._plain_heads) < MAX_CACHED_TEXTS and _is_plain_id(path, last) is not None:
                 self._plain_heads.add(path[:last])
             if len(self._plain_paths) < MAX_CACHED_TEXTS:

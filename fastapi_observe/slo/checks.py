@@ -30,7 +30,7 @@ MAX_SCRAPE_INTERVAL: Final = Decimal(15)
 MIN_PERIOD: Final = "7d"
 """Shortest period: the longest window of an alert (3d) must be a fraction of it."""
 
-LABEL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+EXTRA_LABEL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 STATUS_CLASSES: Final = frozenset({"1xx", "2xx", "3xx", "4xx", "5xx"})
 STATUS: Final = re.compile(r"[1-5](?:xx|\d\d)", re.IGNORECASE)
 
@@ -216,7 +216,7 @@ def check_traffic(objective: Objective, percent: Decimal | None, report: Problem
 def check_options(options: SLOOptions, report: ProblemCollector) -> tuple[Decimal, Decimal]:
     """Report SLO10; return the period and the base window in seconds, the default of each invalid option."""
     for name in options.selector or ():
-        if not LABEL_NAME.fullmatch(name):
+        if not EXTRA_LABEL_NAME.fullmatch(name):
             report("SLO10", f"selector: invalid label name {name!r}; use the labels that Prometheus gives this service")
     period = _read_duration(options, "period", report)
     interval = _read_duration(options, "scrape_interval", report)

@@ -8,13 +8,13 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.formats.metric_names import PROMETHEUS, SEMCONV
+from fastapi_observe.slo.datasources import SECONDS_PER_DAY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
 
-DAY: Final = 86_400
 MAX_COST_ROWS: Final = 15
 """Metrics and routes that are listed one by one."""
 
@@ -91,11 +91,11 @@ def estimate_cost(
 ) -> dict[str, Any]:
     """Return the estimate; `interval` is the scrape interval in seconds, prices are for a month of 30 days."""
     total = sum(totals.series.values())
-    daily = DAY / interval
+    daily = SECONDS_PER_DAY / interval
     elapsed = None if totals.started is None else max((time() if now is None else now) - totals.started, MIN_UPTIME)
-    lines = None if elapsed is None else totals.exported.get("logs", 0.0) * DAY / elapsed
-    spans = None if elapsed is None else totals.exported.get("traces", 0.0) * DAY / elapsed
-    requests = None if elapsed is None else totals.requests * DAY / elapsed
+    lines = None if elapsed is None else totals.exported.get("logs", 0.0) * SECONDS_PER_DAY / elapsed
+    spans = None if elapsed is None else totals.exported.get("traces", 0.0) * SECONDS_PER_DAY / elapsed
+    requests = None if elapsed is None else totals.requests * SECONDS_PER_DAY / elapsed
     return {
         "series": total,
         "scrape_interval_seconds": interval,

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from fastapi_observe.slo.features import Features
     from fastapi_observe.slo.plan import SLOPlan
 
-DAY: Final = Decimal(86_400)
-RETENTION_MARGIN: Final = 5 * DAY
+SECONDS_PER_DAY: Final = 86_400
+RETENTION_MARGIN: Final = 5 * SECONDS_PER_DAY
 """Retention beyond the period: Prometheus deletes whole blocks, and the budget needs samples from before an outage."""
 
 
@@ -110,8 +110,8 @@ def make_retention(plan: SLOPlan) -> str:
     # Each objective also records events, bad events, the ratio of the period, the objective and the budget left.
     per_objective = len(windows) + 5
     series = per_objective * len(plan.slos) + sum(slo.objective.sla is not None for slo in plan.slos)
-    samples = Decimal(series) * DAY / 30
-    scrapes = int(DAY / parse_duration(plan.options.scrape_interval))
+    samples = Decimal(series) * SECONDS_PER_DAY / 30
+    scrapes = int(SECONDS_PER_DAY / parse_duration(plan.options.scrape_interval))
     return f"""\
 # How long to keep metrics, traces and logs
 

@@ -21,7 +21,7 @@ READ_TIMEOUT: Final = 10.0
 TOTAL_TIMEOUT: Final = 60.0
 """Maximum time of one request, in seconds."""
 
-MAX_RESPONSE_BYTES: Final = 64 * 1_048_576
+MAX_DOWNLOAD_BYTES: Final = 64 * 1_048_576
 """Maximum size of a response body."""
 
 
@@ -66,12 +66,12 @@ def get(
 
 
 def iter_body(response: httpx.Response) -> Iterator[bytes]:
-    """Yield the body in chunks, undecoded. Raises `GetError` once it exceeds `MAX_RESPONSE_BYTES`."""
+    """Yield the body in chunks, undecoded. Raises `GetError` once it exceeds `MAX_DOWNLOAD_BYTES`."""
     size = 0
     for chunk in response.iter_raw():
         size += len(chunk)
-        if size > MAX_RESPONSE_BYTES:
-            raise GetError(f"the response has more than {MAX_RESPONSE_BYTES // 1_048_576} MiB", "request less of it")
+        if size > MAX_DOWNLOAD_BYTES:
+            raise GetError(f"the response has more than {MAX_DOWNLOAD_BYTES // 1_048_576} MiB", "request less of it")
         yield chunk
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fastapi_observe.slo.burn_rates import BurnWindow
     from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
-MAX_ENDPOINTS: Final = 12
+MAX_REPORTED_ENDPOINTS: Final = 12
 """Endpoints of one objective that are listed."""
 
 Rows = list[tuple[str, ...]]
@@ -70,7 +70,7 @@ def check_rows(plan: SLOPlan) -> Rows:
             else f"without {', '.join(objective.bad_statuses)}"
         )
         names = [f"{method} {template}" for method, template in slo.endpoints]
-        listed = ", ".join(names[:MAX_ENDPOINTS]) + (", ..." if len(names) > MAX_ENDPOINTS else "")
+        listed = ", ".join(names[:MAX_REPORTED_ENDPOINTS]) + (", ..." if len(names) > MAX_REPORTED_ENDPOINTS else "")
         counts = listed if slo.groups or not names else f"all {len(names)} measured: {listed}"
         alerts = " ".join(f"{window.severity}:{window.long}" for window, _ in slo.windows)
         rows.append((slo.name, f"{format_number(slo.percent)}% {condition}", counts or "none", alerts or "none"))

@@ -154,14 +154,15 @@ def _matches(pattern: str, pair: MethodRoute) -> bool:
 def _describe_unknown(pattern: str, routes: list[Endpoint]) -> str:
     if pattern.startswith("tag:"):
         tags = sorted({tag for route in routes for tag in route.tags})
-        return f"{pattern!r} matches no route; use a tag of this app: {_join_some(tags)}"
+        return f"{pattern!r} matches no route; use a tag of this app: {join_some(tags, MAX_LISTED_ROUTES)}"
     own = [route for route in routes if route.template not in DOCUMENTATION_PATHS]
     pairs = sorted({f"{pair.method} {route.template}" for route in own for pair in _method_routes(route)})
     close = difflib.get_close_matches(pattern, [*pairs, *(route.template for route in routes)], n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{pattern!r} matches no route; {hint}Routes: {_join_some(pairs)}"
+    return f"{pattern!r} matches no route; {hint}Routes: {join_some(pairs, MAX_LISTED_ROUTES)}"
 
 
-def _join_some(names: list[str]) -> str:
-    more = len(names) - MAX_LISTED_ROUTES
-    return ", ".join(names[:MAX_LISTED_ROUTES]) + (f" and {more} more" if more > 0 else "") if names else "none"
+def join_some(names: list[str], maximum: int) -> str:
+    """Return the first names of a list for a message, and the number of the others. `none` if there are none."""
+    more = len(names) - maximum
+    return ", ".join(names[:maximum]) + (f" and {more} more" if more > 0 else "") if names else "none"

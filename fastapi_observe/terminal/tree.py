@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fastapi_observe.terminal.spans import SpanRow
     from fastapi_observe.terminal.style import Style
 
-MAX_ROWS: Final = 40
+MAX_TREE_ROWS: Final = 40
 """Rows of a tree; the spans after them are counted."""
 
 MAX_LEVELS: Final = 16
@@ -107,7 +107,7 @@ def render_tree(  # noqa: PLR0913 - how it is drawn
     width: int,
     indent: str = "",
     root_id: str | None = None,
-    max_rows: int = MAX_ROWS,
+    max_rows: int = MAX_TREE_ROWS,
 ) -> list[str]:
     """Return the rows of a trace as lines of at most `width` columns.
 

@@ -10,7 +10,7 @@ from fastapi_observe.internal.throttle import LogThrottle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOGGER: Final = "opentelemetry.attributes"
+ATTRIBUTES_LOGGER: Final = "opentelemetry.attributes"
 
 
 class ThrottleFilter(logging.Filter):
@@ -41,7 +41,7 @@ def throttle_attribute_warnings() -> Callable[[], None]:
 
     Returns a function that reverts this; calling it again has no effect.
     """
-    logger = logging.getLogger(LOGGER)
+    logger = logging.getLogger(ATTRIBUTES_LOGGER)
     throttle = next((one for one in logger.filters if isinstance(one, ThrottleFilter)), None) or ThrottleFilter()
     throttle.users += 1
     logger.addFilter(throttle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.records.endpoint import REDIRECT, UNMATCHED
+from fastapi_observe.records.request import MAX_METHOD_LENGTH
 from fastapi_observe.redaction.patterns import REDACTED
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR, MARGIN
 
@@ -17,10 +18,9 @@ if TYPE_CHECKING:
     from fastapi_observe.records.time_breakdown import TimeBreakdown
     from fastapi_observe.redaction.redactor import Redactor
 
-MAX_PATH_LENGTH: Final = 512
-MAX_METHOD_LENGTH: Final = 32
+MAX_SPAN_PATH_LENGTH: Final = 512
 MAX_HEADER_LENGTH: Final = 1024
-"""Characters of the path, of an unknown method and of a captured header."""
+"""Characters of the path and of a captured header."""
 
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _NO_ROUTE: Final = frozenset({UNMATCHED, REDIRECT})
@@ -41,7 +41,7 @@ def request_attributes(record: RequestRecord, redactor: Redactor) -> dict[str, A
     attributes: dict[str, Any] = {
         "http.request.method": record.method,
         "url.scheme": scheme,
-        "url.path": redactor.unmatched_path(record.path)[:MAX_PATH_LENGTH],
+        "url.path": redactor.unmatched_path(record.path)[:MAX_SPAN_PATH_LENGTH],
     }
     if record.method == "_OTHER":
         attributes["http.request.method_original"] = redactor.text(str(scope.get("method")))[:MAX_METHOD_LENGTH]
@@ -100,7 +100,7 @@ def response_attributes(
         attributes["http.route"] = record.endpoint
         # At the start the route was not known, so the path was compared with all secret templates of the app.
         if redactor.has_secret_routes() or redactor.has_secret_parameter(record.endpoint):
-            attributes["url.path"] = redactor.route_path(record.path, record.endpoint)[:MAX_PATH_LENGTH]
+            attributes["url.path"] = redactor.route_path(record.path, record.endpoint)[:MAX_SPAN_PATH_LENGTH]
     if record.request_id != record.trace_id:
         attributes["fastapi_observe.request_id"] = record.request_id
     if record.error_type is not None:

@@ -31,7 +31,7 @@ MAX_MESSAGE_LENGTH = 1024
 MAX_STACKTRACE_LENGTH = 8192
 MAX_VALUE_LENGTH = 2048
 MAX_KEY_LENGTH = 256
-MAX_NAME_LENGTH = 256
+MAX_USER_SPAN_NAME_LENGTH = 256
 MAX_ITEMS = 128
 
 _OTEL_TYPES = (str, bool, int, float)
@@ -165,7 +165,7 @@ class SpanScope(AsyncWith):
             if excluded_signals(OTEL_CONTEXT.get()) & SIGNAL_BITS["traces"]:
                 self._span, self._context_scope = trace.get_current_span(), NO_OP
                 return self._span
-            name = self._redactor.text(self._name)[:MAX_NAME_LENGTH]
+            name = self._redactor.text(self._name)[:MAX_USER_SPAN_NAME_LENGTH]
             span = self._tracer.start_span(
                 well_formed(name),
                 attributes=to_otel_attributes(self._attributes, self._redactor),

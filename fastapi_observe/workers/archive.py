@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.internal import json
-from fastapi_observe.workers.files import CELL_SIZE, HEADER_CELLS, NEW_FILE, READ_FLAGS, ValueFileReader
+from fastapi_observe.workers.files import CELL_SIZE, HEADER_CELLS, NEW_FILE, OVERFLOW, READ_FLAGS, ValueFileReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,9 +23,6 @@ ARCHIVE_FILE: Final = "archive"
 
 MAX_ENDED_LABEL_SETS: Final = 2000
 """Label sets that the archive keeps of each metric, unless the settings say otherwise."""
-
-OVERFLOW: Final = "__overflow__"
-"""Each label value of the series with the label sets beyond the limit."""
 
 Totals = dict[tuple[bytes, tuple[str, ...]], list[float]]
 """Cells by family (its description, as JSON) and label values."""

@@ -14,10 +14,7 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows
-    fcntl = None  # type: ignore[assignment]
+from fastapi_observe.workers.locks import is_locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +112,7 @@ def _listening_address(descriptor: int) -> str:
 
 def is_supported() -> bool:
     """Return whether this system has the calls that sharing needs. Windows and macOS do not."""
-    return fcntl is not None and hasattr(os, "posix_fallocate") and hasattr(os, "mkfifo")
+    return hasattr(os, "posix_fallocate") and hasattr(os, "mkfifo")
 
 
 def directory_name(supervisor: Supervisor, app: str) -> str:
@@ -221,37 +218,6 @@ def make_directory(directory: Path) -> None:
         with suppress(FileExistsError):
             path.mkdir(0o700)
         check_directory(path)
-
-
-def lock_file(descriptor: int) -> None:
-    """Lock an open file until the process ends. Raises OSError if another process has locked it."""
-    # fcntl locks belong to the process, not to the descriptor: a forked child does not have them. But closing any
-    # descriptor of the file releases them, so a process must not open its own lock file again.
-    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def is_locked(path: Path) -> bool:
-    """Return whether another process has locked a file. Must not be called for a file that this process has locked."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    try:
-        # A shared lock, so that two processes that look at the same time do not take each other for the owner.
-        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def is_same_file(descriptor: int, path: Path) -> bool:
-    """Return whether the path still leads to the open file."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except OSError:
-        return False
 
 
 def remove_stale_directories(root: Path, own_name: str) -> None:

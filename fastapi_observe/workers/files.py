@@ -23,7 +23,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from fastapi_observe.internal import json
-from fastapi_observe.workers.directory import is_same_file, lock_file
+from fastapi_observe.workers.locks import is_same_file, lock_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +44,9 @@ REPLY_COUNT_CELL: Final = 0
 
 CELL_SIZE: Final = 8
 """Bytes of a cell."""
+
+OVERFLOW: Final = "__overflow__"
+"""Label value of the series that counts everything beyond a limit."""
 
 NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 READ_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)

@@ -31,10 +31,7 @@ from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.workers.archive import MAX_ENDED_LABEL_SETS, Archive
 from fastapi_observe.workers.directory import (
     check_directory,
-    is_locked,
-    is_same_file,
     is_supervisor_alive,
-    lock_file,
     make_directory,
     remove_directory,
 )
@@ -45,6 +42,7 @@ from fastapi_observe.workers.files import (
     WorkerHandles,
     remove_worker_files,
 )
+from fastapi_observe.workers.locks import is_locked, is_same_file, lock_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -299,7 +299,7 @@ def test_other_responses_exit_with_two(
 
 def test_the_size_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading stops at the maximum size."""
-    monkeypatch.setattr(http_get, "MAX_RESPONSE_BYTES", 2 * 1_048_576)
+    monkeypatch.setattr(http_get, "MAX_DOWNLOAD_BYTES", 2 * 1_048_576)
     with answering(b"up 1\n" * 450_000) as url, pytest.raises(ScrapeError, match="more than 2 MiB"):
         scrape(url)
 

@@ -32,11 +32,11 @@ from fastapi_observe.clients.http.calls import MAX_CALL_NAMES, MAX_LABEL_TEMPLAT
 from fastapi_observe.clients.http.external import ExternalCall, ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import PropagationPolicy
-from fastapi_observe.clients.http.record import MAX_PATH_LENGTH, PathTemplates
+from fastapi_observe.clients.http.record import PathTemplates
 from fastapi_observe.internal.httpx import reopen_client
 from fastapi_observe.records.operation import CURRENT_OPERATION
 from fastapi_observe.records.request import KNOWN_METHODS
-from fastapi_observe.redaction.redactor import Redactor
+from fastapi_observe.redaction.redactor import MAX_PATH_LENGTH, Redactor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

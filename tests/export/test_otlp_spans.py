@@ -29,8 +29,8 @@ from tools import held
 
 from fastapi_observe.export.otlp.spans import MAX_SPAN_NAME_LENGTH, SpanEncoder
 from fastapi_observe.export.otlp.wire import (
+    MAX_ATTRIBUTE_DEPTH,
     MAX_CACHED_ITEMS,
-    MAX_DEPTH,
     MAX_VALUES,
     Attributes,
     encode_any_value,
@@ -186,7 +186,7 @@ def test_long_and_deep_values_are_truncated() -> None:
     loop.append(loop)
     assert len(encode_any_value(loop)) < 100
     deep: Any = "x"
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_ATTRIBUTE_DEPTH + 1):
         deep = {"k": deep}
     assert b"{'k': 'x'}" in encode_any_value(deep)
 

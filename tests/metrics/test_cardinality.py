@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 from tools import volume
 
 from fastapi_observe import Observability, install
-from fastapi_observe.metrics.budget import OVERFLOW
+from fastapi_observe.workers.files import OVERFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_observe.metrics.budget import OVERFLOW, STATIC_LABELS, SeriesLimiter
+from fastapi_observe.metrics.budget import STATIC_LABELS, SeriesLimiter
 from fastapi_observe.metrics.series import MAX_LABEL_LENGTH, BoundedMetric, Counter, Gauge, Histogram
+from fastapi_observe.workers.files import OVERFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -516,7 +516,7 @@ def test_local_series_count(tmp_path: Path) -> None:
 
 def test_the_cache_of_label_sets_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit label sets are looked up again, and the sums stay correct."""
-    monkeypatch.setattr("fastapi_observe.metrics.objectives.MAX_CACHED_LABEL_SETS", 3)
+    monkeypatch.setattr("fastapi_observe.metrics.objectives.MAX_CACHED_MATCHES", 3)
     metrics = MetricsService(ObserveSettings(include_default_registry=False), InternalErrors())
     tally = metrics.count_objectives([ALL._replace(bad=FAILED)])
     for number in range(10):

@@ -13,7 +13,7 @@ from fastapi_observe.terminal import spans as spans_module
 from fastapi_observe.terminal.exceptions import render_exception
 from fastapi_observe.terminal.spans import SpanBuffer, SpanRow, descendants
 from fastapi_observe.terminal.style import Style, columns, escape_controls, fit, format_duration
-from fastapi_observe.terminal.tree import MAX_ROWS, render_tree
+from fastapi_observe.terminal.tree import MAX_TREE_ROWS, render_tree
 
 if TYPE_CHECKING:
     import pytest
@@ -90,7 +90,7 @@ def test_rows_and_depth_are_bounded() -> None:
     """What is left out is counted."""
     wide = [span("root"), *(span(f"s{number}", "root") for number in range(100)), span("below", "s99")]
     found = tree(wide, "root")
-    assert len(found) == MAX_ROWS + 1
+    assert len(found) == MAX_TREE_ROWS + 1
     assert found[-1] == "… 61 more spans"
     deep = [span("0"), *(span(str(number), str(number - 1)) for number in range(1, 5000))]
     found = tree(deep, "0")

@@ -10,7 +10,7 @@ from opentelemetry import trace
 from starlette.testclient import TestClient
 
 from fastapi_observe.internal.throttle import LogThrottle
-from fastapi_observe.traces.attribute_warnings import LOGGER, ThrottleFilter, throttle_attribute_warnings
+from fastapi_observe.traces.attribute_warnings import ATTRIBUTES_LOGGER, ThrottleFilter, throttle_attribute_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def log_record(message: str, *values: Any) -> logging.LogRecord:
     """Return a log record of OpenTelemetry's logger."""
-    return logging.LogRecord(LOGGER, logging.WARNING, "", 1, message, values, None)
+    return logging.LogRecord(ATTRIBUTES_LOGGER, logging.WARNING, "", 1, message, values, None)
 
 
 def test_a_client_cannot_fill_the_log(observed: Callable[..., Seen], caplog: pytest.LogCaptureFixture) -> None:
@@ -35,7 +35,7 @@ def test_a_client_cannot_fill_the_log(observed: Callable[..., Seen], caplog: pyt
         return "page"
 
     seen = observed(app, capture_logging=False)
-    with caplog.at_level(logging.WARNING, LOGGER):
+    with caplog.at_level(logging.WARNING, ATTRIBUTES_LOGGER):
         client = TestClient(app)
         for _ in range(50):
             assert client.get("/", params={"q": "x" * 5000}).status_code == 200
@@ -62,7 +62,7 @@ def test_suppressed_messages_are_counted() -> None:
 
 def test_the_last_install_removes_the_filter() -> None:
     """Two installs share one filter, and each releases it once."""
-    logger = logging.getLogger(LOGGER)
+    logger = logging.getLogger(ATTRIBUTES_LOGGER)
     before = [*logger.filters]
     first, second = throttle_attribute_warnings(), throttle_attribute_warnings()
     first()

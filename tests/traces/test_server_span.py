@@ -18,10 +18,10 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from fastapi_observe.records.request import MAX_METHOD_LENGTH
 from fastapi_observe.redaction.redactor import MAX_USER_AGENT_LENGTH
 from fastapi_observe.traces.server_span import (
-    MAX_METHOD_LENGTH,
-    MAX_PATH_LENGTH,
+    MAX_SPAN_PATH_LENGTH,
     HeaderCapture,
     server_address,
 )
@@ -206,7 +206,7 @@ async def test_long_values_are_cut(observed: Callable[..., Seen]) -> None:
     seen = observed(app)
     await ask(app, "/" + "p" * 65_536 + "?" + "q" * 65_536, headers={"user-agent": "u" * 65_536, "host": "h" * 65_536})
     attributes = seen.server_spans[0].attributes or {}
-    assert len(str(attributes["url.path"])) == MAX_PATH_LENGTH
+    assert len(str(attributes["url.path"])) == MAX_SPAN_PATH_LENGTH
     assert len(str(attributes["user_agent.original"])) == MAX_USER_AGENT_LENGTH
     assert len(str(attributes["url.query"])) <= 1024
     assert attributes["server.address"] == "127.0.0.1"

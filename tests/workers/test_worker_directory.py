@@ -18,6 +18,7 @@ from injection import failing, replacing
 from starlette.testclient import TestClient
 
 from fastapi_observe.workers.directory import is_process_alive, process_identity
+from fastapi_observe.workers.locks import lock_file
 
 pytest.importorskip("fcntl")
 
@@ -213,7 +214,7 @@ def test_a_directory_that_is_removed_while_a_worker_joins(tmp_path: Path) -> Non
             removed.append(descriptor)
             directory.remove_directory(tmp_path / NAME)
 
-    with replacing(directory.lock_file, lock_and_lose):
+    with replacing(lock_file, lock_and_lose):
         one = Member(tmp_path)
     one.metrics.counter("jobs_total", "Jobs.").inc()
     assert one.samples()["jobs_total"] == {(): 1}

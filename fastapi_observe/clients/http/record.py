@@ -8,7 +8,8 @@ from urllib.parse import unquote
 
 from fastapi_observe.clients.http.external import ExternalCall
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.records.request import KNOWN_METHODS
+from fastapi_observe.records.request import KNOWN_METHODS, MAX_METHOD_LENGTH
+from fastapi_observe.redaction.redactor import MAX_PATH_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
     from fastapi_observe.records.operation import OperationReporter
     from fastapi_observe.redaction.redactor import Redactor
-
-MAX_PATH_LENGTH: Final = 1024
-"""Characters of a path that are reported. Longer paths match no template."""
 
 
 class PathTemplates:
@@ -66,7 +64,6 @@ MAX_URL_LENGTH: Final = 2048
 MAX_SIZE_DIGITS: Final = 19
 """A size with as many digits may not be an integer of OTLP, and is not reported."""
 
-MAX_METHOD_LENGTH: Final = 32
 _NONE: Final[dict[str, Any]] = {}
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 MAX_CACHED_ITEMS: Final = 2048
 """Keys, and pairs of a key and a short string, whose bytes are cached."""
 
-MAX_CACHED_LENGTH: Final = 64
+MAX_CACHED_STRING_LENGTH: Final = 64
 """Characters of a cached string: a short one is likely to be repeated."""
 
 MAX_VALUES: Final = 1024
 """Elements of a sequence or mapping that are sent, so that one attribute cannot delay all others."""
 
-MAX_DEPTH: Final = 8
+MAX_ATTRIBUTE_DEPTH: Final = 8
 """Levels of nested values. Deeper ones are sent as strings."""
 
 INT64: Final = range(-(2**63), 2**63)
@@ -86,10 +86,10 @@ def encode_any_value(value: Any, depth: int = 0) -> bytes:
             encoded = b""
         case bytes():
             encoded = b"\x3a" + length_prefixed(value)
-        case Mapping() if depth < MAX_DEPTH:
+        case Mapping() if depth < MAX_ATTRIBUTE_DEPTH:
             pairs = [key_value(str(key), element, depth + 1) for key, element in islice(value.items(), MAX_VALUES)]
             encoded = b"\x32" + length_prefixed(b"".join(b"\x0a" + length_prefixed(pair) for pair in pairs))
-        case Sequence() if depth < MAX_DEPTH:
+        case Sequence() if depth < MAX_ATTRIBUTE_DEPTH:
             elements = [encode_any_value(element, depth + 1) for element in islice(value, MAX_VALUES)]
             encoded = b"\x2a" + length_prefixed(b"".join(b"\x0a" + length_prefixed(element) for element in elements))
         case _:
@@ -154,7 +154,7 @@ class Attributes:
                 part = pairs.get(pair)
                 if part is None:
                     part = self._pair(key, b"\x0a" + length_prefixed(encode_string(value)))
-                    if len(value) <= MAX_CACHED_LENGTH:
+                    if len(value) <= MAX_CACHED_STRING_LENGTH:
                         if len(pairs) >= MAX_CACHED_ITEMS:
                             pairs.clear()
                         pairs[pair] = part

@@ -16,16 +16,14 @@ from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.logs.file.opening import (
     APPEND_FLAGS,
     check_writable,
-    is_same_file,
     make_directories,
     open_log_file,
     read_at,
     repair_end,
-    try_lock,
-    unlock,
 )
 from fastapi_observe.logs.file.retention import RotatedFiles
 from fastapi_observe.logs.file.rotation import LogFileNames, parse_limits
+from fastapi_observe.workers.locks import is_same_file, try_lock, unlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Opening and locking a log file so that neither another process nor another user can damage it."""
+"""Opening a log file so that neither another process nor another user can damage it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ import os
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,33 +68,6 @@ def unsafe_reason(file: os.stat_result, directory: Path) -> str:
         if file.st_uid != parent.st_uid or parent.st_mode & stat.S_IWOTH:
             return f"owned by user {file.st_uid}; remove it, run chown {os.geteuid()}, or choose another directory"
     return "has a second hard link; remove it or choose a directory of your own" if file.st_nlink > 1 else ""
-
-
-def try_lock(descriptor: int) -> bool | None:
-    """Lock an open file. Returns False if it is locked elsewhere, None if the file system has no locks.
-
-    The kernel releases the lock when the process dies.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (OSError, AttributeError):  # Windows has no such module
-        return None
-    return True
-
-
-def unlock(descriptor: int) -> None:
-    """Release the lock. Closing is not enough: a forked child may have inherited the descriptor."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def is_same_file(descriptor: int, path: Path) -> bool:
-    """Return whether the path still leads to the open file, which was not renamed or removed."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import start_thread
-from fastapi_observe.logs.file.opening import APPEND_FLAGS, open_log_file, repair_end, try_lock, unlock, unsafe_reason
+from fastapi_observe.logs.file.opening import APPEND_FLAGS, open_log_file, repair_end, unsafe_reason
 from fastapi_observe.logs.file.rotation import Limits
+from fastapi_observe.workers.locks import try_lock, unlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.settings.objectives import parse_duration
 from fastapi_observe.slo.burn_rates import WINDOWS, burn_rate
-from fastapi_observe.slo.grafana.panels import PROMETHEUS, DashboardContext, explore_link, lay_out
+from fastapi_observe.slo.datasources import SECONDS_PER_DAY
+from fastapi_observe.slo.grafana.panels import DATASOURCE, DashboardContext, explore_link, lay_out
 from fastapi_observe.slo.grafana.queries import RATE_WINDOW, top
 from fastapi_observe.slo.grafana.resource_rows import (
     BUSINESS,
@@ -49,7 +50,6 @@ ROWS: Final = (
 That of the app's own metrics is above the last.
 """
 
-DAY: Final = 86_400
 PRICES: Final = (
     ("price_million_samples", "Price of a million samples"),
     ("price_million_lines", "Price of a million log lines"),
@@ -81,7 +81,7 @@ def make_dashboard(plan: SLOPlan, features: Features) -> dict[str, Any]:
 def make_context(plan: SLOPlan, features: Features) -> DashboardContext:
     """Return the values of an app that the rows are filled with."""
     service = _instances(plan)
-    scrapes_per_day = DAY / float(parse_duration(plan.options.scrape_interval))
+    scrapes_per_day = SECONDS_PER_DAY / float(parse_duration(plan.options.scrape_interval))
     text = {
         "service": service,
         **plan.names.placeholders,
@@ -176,7 +176,7 @@ def _label_variable(name: str, label: str, query: str) -> dict[str, Any]:
         "type": "query",
         "name": name,
         "label": label,
-        "datasource": PROMETHEUS,
+        "datasource": DATASOURCE,
         "definition": query,
         "query": {"query": query, "refId": f"variable-{name}"},
         "refresh": 2,
@@ -194,7 +194,7 @@ def _annotations(plan: SLOPlan) -> Iterator[dict[str, Any]]:
     if plan.slos:
         yield {
             "name": "Pages",
-            "datasource": PROMETHEUS,
+            "datasource": DATASOURCE,
             "enable": True,
             "iconColor": "red",
             "expr": f'ALERTS{{service={go_string(plan.service)},severity="page",alertstate="firing"}}',
@@ -205,7 +205,7 @@ def _annotations(plan: SLOPlan) -> Iterator[dict[str, Any]]:
         }
     yield {
         "name": "Starts",
-        "datasource": PROMETHEUS,
+        "datasource": DATASOURCE,
         "enable": True,
         "iconColor": "blue",
         "expr": f"max by (instance) (process_start_time_seconds{{{_instances(plan)}}}) * 1000",

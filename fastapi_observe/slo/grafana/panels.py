@@ -11,7 +11,7 @@ from fastapi_observe.slo.prometheus.promql import fill_in
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-PROMETHEUS: Final = {"type": "prometheus", "uid": "${datasource}"}
+DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 COLUMNS: Final = 24
 """Width of the grid."""
 
@@ -21,7 +21,7 @@ Steps = tuple[tuple[float | str, str], ...]
 """Thresholds as (value, color); a string names a value of the context."""
 
 
-class Query(NamedTuple):
+class PanelQuery(NamedTuple):
     """A PromQL query; `legend` names its series by their labels, `exemplar` shows links to traces on them."""
 
     expr: str
@@ -50,7 +50,7 @@ class Graph(NamedTuple):
     unit: str
     expr: str
     legend: str
-    more: tuple[Query, ...] = ()
+    more: tuple[PanelQuery, ...] = ()
     exemplar: bool = False
     width: int = 8
     steps: Steps = ()
@@ -80,7 +80,7 @@ class Heatmap(NamedTuple):
     title: str
     description: str
     unit: str
-    query: Query
+    query: PanelQuery
     when: str = ""
 
 
@@ -120,7 +120,7 @@ class DashboardContext(NamedTuple):
     links: tuple[dict[str, Any], ...]
 
 
-def is_shown(item: Row | Panel | Query | Column, context: DashboardContext) -> bool:
+def is_shown(item: Row | Panel | PanelQuery | Column, context: DashboardContext) -> bool:
     """Return whether an app has the feature that an item depends on."""
     return not item.when or item.when in context.enabled
 
@@ -155,7 +155,7 @@ def _graph(panel: Graph, context: DashboardContext) -> dict[str, Any]:
         "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": ["lastNotNull", "max"]},
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
-    first = Query(panel.expr, panel.legend, exemplar=panel.exemplar)
+    first = PanelQuery(panel.expr, panel.legend, exemplar=panel.exemplar)
     queries = [first, *(query for query in panel.more if is_shown(query, context))]
     targets = [_target(query, at, context) for at, query in enumerate(queries)]
     return _panel(
@@ -174,7 +174,7 @@ def _stat(panel: Stat, context: DashboardContext) -> dict[str, Any]:
         "graphMode": "area",
         "textMode": "value",
     }
-    targets = [_target(Query(panel.expr), 0, context)]
+    targets = [_target(PanelQuery(panel.expr), 0, context)]
     return _panel("stat", panel, context, (4, 4), targets, unit=panel.unit, defaults=defaults, options=options)
 
 
@@ -195,7 +195,7 @@ def _table(panel: Table, context: DashboardContext) -> dict[str, Any]:
     columns = [column for column in panel.columns if is_shown(column, context)]
     by = [fill_in(label, context.text) for label in panel.by]
     targets = [
-        _target(Query(column.expr, column.heading), at, context, form="table", instant=True)
+        _target(PanelQuery(column.expr, column.heading), at, context, form="table", instant=True)
         for at, column in enumerate(columns)
     ]
     renamed = {f"Value #{target['refId']}": column.heading for target, column in zip(targets, columns, strict=True)}
@@ -239,7 +239,7 @@ def _panel(  # noqa: PLR0913 - the parts of Grafana's model
         "type": kind,
         "title": panel.title,
         "description": fill_in(panel.description, context.text),
-        "datasource": PROMETHEUS,
+        "datasource": DATASOURCE,
         "gridPos": {"x": 0, "y": 0, "w": size[0], "h": size[1]},
         "targets": targets,
         "fieldConfig": {"defaults": {"unit": unit, **(defaults or {})}, "overrides": [*overrides]},
@@ -248,11 +248,11 @@ def _panel(  # noqa: PLR0913 - the parts of Grafana's model
 
 
 def _target(
-    query: Query, at: int, context: DashboardContext, *, form: str = "time_series", instant: bool = False
+    query: PanelQuery, at: int, context: DashboardContext, *, form: str = "time_series", instant: bool = False
 ) -> dict[str, Any]:
     return {
         "refId": chr(ord("A") + at),
-        "datasource": PROMETHEUS,
+        "datasource": DATASOURCE,
         "expr": fill_in(query.expr, context.text),
         "legendFormat": fill_in(query.legend, context.text),
         "format": form,

@@ -42,7 +42,7 @@ def in_range(metric: str, matchers: str, by: str) -> str:
     return f"sum by ({by}) (rate({metric}{{{matchers}}}[$__range]))"
 
 
-def burn_rate(window: str) -> str:
+def burn_rate_over(window: str) -> str:
     """Write the burn rate of each selected objective over a window."""
     return f"slo:error_ratio:rate{window}{{<slos>}} / on (slo) (1 - slo:objective:ratio{{<slos>}})"
 

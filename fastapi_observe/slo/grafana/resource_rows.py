@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastapi_observe.slo.grafana.panels import RED, Graph, Query, Row, Stat
+from fastapi_observe.slo.grafana.panels import RED, Graph, PanelQuery, Row, Stat
 from fastapi_observe.slo.grafana.queries import (
     RATE_WINDOW,
     exported_per_month,
@@ -75,8 +75,8 @@ DATABASE: Final = Row(
             "sum by (pool) (db_connections_active{<service>})",
             "{{pool}} active",
             more=(
-                Query("sum by (pool) (db_connections_idle{<service>})", "{{pool}} idle"),
-                Query("sum by (pool) (db_connections_max{<service>})", "{{pool}} max"),
+                PanelQuery("sum by (pool) (db_connections_idle{<service>})", "{{pool}} idle"),
+                PanelQuery("sum by (pool) (db_connections_max{<service>})", "{{pool}} max"),
             ),
             when="pools",
         ),
@@ -179,8 +179,8 @@ RUNTIME: Final = Row(
             "sum(threadpool_threads_busy{<service>})",
             "busy",
             more=(
-                Query("sum(threadpool_waiting{<service>})", "waiting"),
-                Query("sum(threadpool_threads_max{<service>})", "max"),
+                PanelQuery("sum(threadpool_waiting{<service>})", "waiting"),
+                PanelQuery("sum(threadpool_threads_max{<service>})", "max"),
             ),
         ),
         Graph(

@@ -18,12 +18,21 @@ from fastapi_observe.slo.grafana.panels import (
     Column,
     Graph,
     Heatmap,
-    Query,
+    PanelQuery,
     Row,
     Stat,
     Table,
 )
-from fastapi_observe.slo.grafana.queries import RATE_WINDOW, burn_rate, in_range, or_zero, quantile, rate, top, top_rate
+from fastapi_observe.slo.grafana.queries import (
+    RATE_WINDOW,
+    burn_rate_over,
+    in_range,
+    or_zero,
+    quantile,
+    rate,
+    top,
+    top_rate,
+)
 
 ENDPOINT: Final = "<method>, <endpoint>"
 SERVER_ERRORS: Final = '<requests>,<status_code>=~"5.."'
@@ -55,7 +64,7 @@ OVERVIEW: Final = Row(
             "Burn rate",
             "The highest burn rate of any objective over an hour; at 1 the budget lasts exactly its period.",
             "x",
-            f"max({burn_rate('1h')})",
+            f"max({burn_rate_over('1h')})",
             steps=((1, ORANGE), ("burn_rate_1h", RED)),
             decimals=2,
             when="slos",
@@ -97,8 +106,8 @@ GOLDEN_SIGNALS: Final = Row(
             quantile(0.5, DURATION, "<requests>"),
             "p50",
             more=(
-                Query(quantile(0.95, DURATION, "<requests>"), "p95", exemplar=True),
-                Query(quantile(0.99, DURATION, "<requests>"), "p99", exemplar=True),
+                PanelQuery(quantile(0.95, DURATION, "<requests>"), "p95", exemplar=True),
+                PanelQuery(quantile(0.99, DURATION, "<requests>"), "p99", exemplar=True),
             ),
             exemplar=True,
             width=12,
@@ -143,9 +152,9 @@ GOLDEN_SIGNALS: Final = Row(
             "max(cpu_usage_percent{<service>}) / 100",
             "CPU",
             more=(
-                Query("max(process_open_fds{<service>} / process_max_fds{<service>})", "open files"),
-                Query("max(threadpool_threads_busy{<service>} / threadpool_threads_max{<service>})", "threads"),
-                Query(
+                PanelQuery("max(process_open_fds{<service>} / process_max_fds{<service>})", "open files"),
+                PanelQuery("max(threadpool_threads_busy{<service>} / threadpool_threads_max{<service>})", "threads"),
+                PanelQuery(
                     "max(db_connections_active{<service>} / (db_connections_max{<service>} > 0))",
                     "connections",
                     when="pools",
@@ -158,7 +167,7 @@ GOLDEN_SIGNALS: Final = Row(
             "Durations",
             "The number of requests by duration; two bands are two kinds of requests.",
             "s",
-            Query(f"sum by (le) (increase({DURATION}_bucket{{<requests>}}[{RATE_WINDOW}]))", "{{le}}"),
+            PanelQuery(f"sum by (le) (increase({DURATION}_bucket{{<requests>}}[{RATE_WINDOW}]))", "{{le}}"),
         ),
         Graph(
             "Slowest endpoints",
@@ -236,7 +245,7 @@ OBJECTIVES: Final = Row(
             "Burn rate over 1 h",
             "At 1 the budget lasts exactly its period; the lines are the burn rates at which alerts page.",
             "x",
-            top(burn_rate("1h")),
+            top(burn_rate_over("1h")),
             "{{slo}}",
             steps=((1, YELLOW), ("burn_rate_6h", ORANGE), ("burn_rate_1h", RED)),
         ),
@@ -244,9 +253,9 @@ OBJECTIVES: Final = Row(
             "Burn rate over 5 min and 6 h",
             "The short window shows that an incident is over, the long window that it continues slowly.",
             "x",
-            top(burn_rate("5m"), 5),
+            top(burn_rate_over("5m"), 5),
             "{{slo}} 5m",
-            more=(Query(top(burn_rate("6h"), 5), "{{slo}} 6h"),),
+            more=(PanelQuery(top(burn_rate_over("6h"), 5), "{{slo}} 6h"),),
             steps=((1, YELLOW),),
         ),
         Graph(
@@ -255,7 +264,7 @@ OBJECTIVES: Final = Row(
             "percentunit",
             top(BUDGET_LEFT),
             "{{slo}}",
-            more=(Query(top("slo:sla_budget_remaining:ratio{<slos>}"), "{{slo}} (SLA)", when="sla"),),
+            more=(PanelQuery(top("slo:sla_budget_remaining:ratio{<slos>}"), "{{slo}} (SLA)", when="sla"),),
             minimum=None,
             maximum=1,
         ),
@@ -265,9 +274,9 @@ OBJECTIVES: Final = Row(
             (
                 Column("Objective", "max by (slo) (slo:objective:ratio{<slos>})", "percentunit"),
                 Column("Budget left", f"max by (slo) ({BUDGET_LEFT})", "percentunit"),
-                Column("Burn over 1h", f"max by (slo) ({burn_rate('1h')})", "x"),
-                Column("Burn over 6h", f"max by (slo) ({burn_rate('6h')})", "x"),
-                Column("Burn over 3d", f"max by (slo) ({burn_rate('3d')})", "x"),
+                Column("Burn over 1h", f"max by (slo) ({burn_rate_over('1h')})", "x"),
+                Column("Burn over 6h", f"max by (slo) ({burn_rate_over('6h')})", "x"),
+                Column("Burn over 3d", f"max by (slo) ({burn_rate_over('3d')})", "x"),
             ),
             by=("slo",),
             width=12,

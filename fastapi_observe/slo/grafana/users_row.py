@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.slo.grafana.panels import Graph, Panel, Query, Row
+from fastapi_observe.slo.grafana.panels import Graph, Panel, PanelQuery, Row
 from fastapi_observe.slo.grafana.queries import quantile, rate, top
 
 if TYPE_CHECKING:
@@ -84,7 +84,9 @@ def _histogram(metric: UsersMetric, about: str) -> Graph:
         slowest = top(quantile(0.95, metric.name, "<service>", ", ".join(metric.labels)))
         about = f"{about} At the 95th percentile."
         return Graph(metric.name, about, unit, slowest, _legend(metric), exemplar=True, minimum=None)
-    low, *high = (Query(quantile(q, metric.name, "<service>"), f"p{q * 100:.0f}", exemplar=True) for q in (0.5, 0.95))
+    low, *high = (
+        PanelQuery(quantile(q, metric.name, "<service>"), f"p{q * 100:.0f}", exemplar=True) for q in (0.5, 0.95)
+    )
     about = f"{about} At the 50th and 95th percentile."
     return Graph(metric.name, about, unit, low.expr, low.legend, more=(*high,), exemplar=True, minimum=None)
 

@@ -13,6 +13,7 @@ from fastapi_observe.slo.prometheus import promql
 from fastapi_observe.slo.prometheus.alerts import POOL_ALERTS
 from fastapi_observe.slo.prometheus.api import Prometheus, UnreachableError
 from fastapi_observe.slo.prometheus.rules import make_rules
+from fastapi_observe.slo.route_selection import join_some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +97,7 @@ def _check_rules(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
     missing = [name for name, count in expected.items() if len(loaded.get(name, {}).get("rules", ())) != count]
     unknown = [name for name in loaded if name not in expected]
     if missing or unknown:
-        differ = _join_some([*missing, *unknown])
+        differ = join_some([*missing, *unknown], MAX_LISTED_NAMES)
         yield Finding("problem", "rules", f"these groups differ from those of the app: {differ}", MAKE_RULES)
     else:
         yield Finding("ok", "rules", f"{len(loaded)} groups with {sum(expected.values())} rules are loaded")
@@ -104,7 +105,7 @@ def _check_rules(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
     if hashes == {plan.hash}:
         yield Finding("ok", "rules hash", plan.hash)
     else:
-        shown = _join_some(sorted(hashes)) or "unknown"
+        shown = join_some(sorted(hashes), MAX_LISTED_NAMES) if hashes else "unknown"
         message = f"the rules were made from configuration {shown}, the app has {plan.hash}"
         yield Finding("problem", "rules hash", message, MAKE_RULES)
     for group in loaded.values():
@@ -124,7 +125,7 @@ def _check_targets(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
     targets = [each for each in active if plan.selector.items() <= each["labels"].items()]
     if not targets:
         values = [
-            f"values of {label}: {_join_some(prometheus.get(f'label/{label}/values')) or 'none'}"
+            f"values of {label}: {join_some(prometheus.get(f'label/{label}/values'), MAX_LISTED_NAMES)}"
             for label in sorted(plan.selector)
         ]
         hint = "rename the scrape job, or set SLOOptions(selector={...})"
@@ -132,7 +133,9 @@ def _check_targets(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
         return
     down = [each for each in targets if each["health"] != "up"]
     if down:
-        errors = _join_some(sorted({f"{each['labels'].get('instance')}: {each['lastError']}" for each in down}))
+        errors = join_some(
+            sorted({f"{each['labels'].get('instance')}: {each['lastError']}" for each in down}), MAX_LISTED_NAMES
+        )
         message = f"{len(down)} of {len(targets)} targets of {selector} cannot be scraped: {errors}"
         yield Finding("problem", "targets", message, "see the runbook InstanceDown")
     else:
@@ -158,7 +161,7 @@ def _check_running_app(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Findin
         message = "the running app exposes no configuration of objectives"
         yield Finding("problem", "running app", message, "deploy a version with these objectives, or wait for a scrape")
     else:
-        message = f"the running app has configuration {_join_some(hashes)}, this code {plan.hash}"
+        message = f"the running app has configuration {join_some(hashes, MAX_LISTED_NAMES)}, this code {plan.hash}"
         yield Finding("problem", "running app", message, "deploy this code, or check out the deployed version")
 
 
@@ -174,7 +177,7 @@ def _check_objective(plan: SLOPlan, slo: ResolvedObjective, prometheus: Promethe
     existing = {(each.get(names.method, ""), each.get(names.endpoint, "")) for each in series}
     missing = [f"{method} {template}" for method, template in slo.endpoints if (method, template) not in existing]
     if not existing or (slo.groups and missing):
-        message = f"{metric} has no series" + (f" for {_join_some(missing)}" if existing else "")
+        message = f"{metric} has no series" + (f" for {join_some(missing, MAX_LISTED_NAMES)}" if existing else "")
         hint = "see `running app` and `targets`; if routes were renamed, make the bundle again"
         return Finding("problem", check, message, hint)
     if not prometheus.query(f"slo:events:rate1m{promql.recorded(plan, slo)}"):
@@ -208,15 +211,10 @@ def _check_exemplars(settings: ObserveSettings, flags: dict[str, str]) -> Iterat
 def _check_alertmanagers(prometheus: Prometheus) -> Finding:
     active = prometheus.get("alertmanagers")["activeAlertmanagers"]
     if active:
-        urls = _join_some([each["url"] for each in active])
+        urls = join_some([each["url"] for each in active], MAX_LISTED_NAMES)
         return Finding("ok", "alertmanager", f"configured: {urls} (not contacted)")
     hint = "list one under alerting in the configuration of Prometheus"
     return Finding("problem", "alertmanager", "no Alertmanager is configured, alerts are not delivered", hint)
-
-
-def _join_some(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
-    return ", ".join(names[:MAX_LISTED_NAMES]) + more
 
 
 def _seconds(duration: str) -> float:

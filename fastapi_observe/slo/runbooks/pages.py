@@ -16,6 +16,7 @@ from fastapi_observe.settings.objectives import Availability, parse_duration
 from fastapi_observe.slo.burn_rates import ERROR_RATIOS, budget, budget_spent, burn_rate, format_number, promql_duration
 from fastapi_observe.slo.prometheus import promql
 from fastapi_observe.slo.prometheus.rules import make_rules
+from fastapi_observe.slo.route_selection import join_some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ CLOSING_MARKER: Final = re.compile(r"<!-- /keep -->")
 OBJECTIVE_NOTES: Final = "notes on "
 """Start of the marker name of an objective's notes; its name follows."""
 
-MAX_ENDPOINTS: Final = 10
+MAX_RUNBOOK_ENDPOINTS: Final = 10
 """Endpoints of an objective that a page lists."""
 
 MAX_SECONDS: Final = 90
@@ -166,8 +167,7 @@ def _routes(slo: ResolvedObjective) -> str:
     if not slo.groups:
         return f"all measured routes, currently {len({template for _, template in slo.endpoints})}"
     names = [f"`{method} {template}`" for method, template in slo.endpoints]
-    more = f" and {len(names) - MAX_ENDPOINTS} more" if len(names) > MAX_ENDPOINTS else ""
-    return ", ".join(names[:MAX_ENDPOINTS]) + more
+    return join_some(names, MAX_RUNBOOK_ENDPOINTS)
 
 
 def _query(question: str, expression: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ import pytest
 from injection import replacing
 from tools import limited
 
-from fastapi_observe.workers.directory import is_locked
+from fastapi_observe.workers.locks import is_locked
 
 pytest.importorskip("fcntl")
 
