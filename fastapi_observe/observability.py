@@ -262,8 +262,9 @@ class Observability:
                 record.work.aggregate(record.started + record.duration)
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
             self.internal_errors("routing", exc)
+        skipped = record.skipped_signals
         for hook in self._signals:
-            if not record.skipped_signals & hook.bit:
+            if not skipped & hook.bit:
                 try:
                     hook.signal.on_request_end(record)
                 except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request

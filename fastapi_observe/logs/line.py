@@ -54,7 +54,10 @@ MINIMAL: Final = LineLimits(0, 0, 0, 200, 400, 100)
 DIGITS: Final = tuple(f"{number:03d}" for number in range(1000))
 """Three digits for each number below 1000, which costs less than formatting it."""
 
-_SECOND: Final = 1_000_000_000
+_SECOND: Final = 1_000_000
+"""Microseconds."""
+
+_SECOND_NS: Final = 1_000_000_000
 """Nanoseconds."""
 
 
@@ -64,17 +67,17 @@ class Timestamps:
     __slots__ = ("_second",)
 
     def __init__(self) -> None:
-        self._second: tuple[int, str] = (-_SECOND, "")
+        self._second: tuple[int, str] = (-_SECOND_NS, "")
 
     def __call__(self, nanoseconds: int) -> str:
         """Format the time that many nanoseconds after the epoch."""
         start, text = self._second
-        rest = nanoseconds - start
-        if not 0 <= rest < _SECOND:
-            seconds, rest = divmod(nanoseconds, _SECOND)
+        microseconds = (nanoseconds - start) // 1000
+        if not 0 <= microseconds < _SECOND or type(microseconds) is float:  # a patched clock may return a float
+            seconds, rest = divmod(int(nanoseconds), _SECOND_NS)
             text = strftime("%Y-%m-%dT%H:%M:%S.", gmtime(seconds))
-            self._second = (seconds * _SECOND, text)
-        microseconds = int(rest) // 1000  # a patched clock may return a float
+            self._second = (seconds * _SECOND_NS, text)
+            microseconds = rest // 1000
         return f"{text}{DIGITS[microseconds // 1000]}{DIGITS[microseconds % 1000]}Z"
 
 

@@ -114,7 +114,8 @@ class RequestLineEncoder:
     def __init__(self, resource: dict[str, str], redactor: Redactor, timestamps: Timestamps) -> None:
         self._resource = resource
         self._redactor = redactor
-        self._timestamps = timestamps
+        # Bound, because calling the object itself costs twice as much.
+        self._timestamp = timestamps.__call__
         head = {"message": REQUEST_MESSAGE, "logger": REQUEST_LOGGER, **resource}
         self._head = json.dumps(head)[1:-1].decode()
         self._route_parts: dict[RouteKey, tuple[str, str, bool]] = {}
@@ -161,7 +162,7 @@ class RequestLineEncoder:
         if record.request_id:
             ids["request_id"] = record.request_id
         line: dict[str, Any] = {
-            "timestamp": self._timestamps(end_ns),
+            "timestamp": self._timestamp(end_ns),
             "level": level,
             "message": WEBSOCKET_MESSAGE if record.websocket else REQUEST_MESSAGE,
             "logger": REQUEST_LOGGER,
@@ -236,18 +237,18 @@ class RequestLineEncoder:
         before, between, has_secret = self._route_parts.get(route) or self._encode_route(route, level)
         client = self._client_parts.get((user_agent, address)) or self._encode_client(user_agent, address)
         if not has_secret and len(path) <= MAX_PATH_LENGTH and self._redactor.is_plain_path(path):
-            url = f'"{path}"'
+            url = path
         else:
-            url = encode_text(truncate(self._redactor.route_path(path, route[1]), MAX_PATH_LENGTH))
+            url = encode_text(truncate(self._redactor.route_path(path, route[1]), MAX_PATH_LENGTH))[1:-1]
         if query:
-            url = f"{url[:-1]}?{encode_text(self._redactor.query(query))[1:]}"
-        whole, rest = divmod(int(duration * 1e6 + 0.5), 1000)  # as `encode_milliseconds`, without its call
-        milliseconds = f"{whole}.{DIGITS[rest]}"
+            url = f"{url}?{encode_text(self._redactor.query(query))[1:-1]}"
+        microseconds = int(duration * 1e6 + 0.5)
         ids = f'"trace_id":"{trace_id}","span_id":"{span_id}",' if trace_id else ""
         request = f'"request_id":"{request_id}",' if request_id else ""
         return (
-            f'{{"timestamp":"{self._timestamps(started_ns + int(duration * 1e9))}",{before}{ids}{request}"fields":{{'
-            f'"method":"{route[0]}","url":{url},{between}"duration_ms":{milliseconds},'
+            f'{{"timestamp":"{self._timestamp(started_ns + int(duration * 1e9))}",{before}{ids}{request}"fields":{{'
+            f'"method":"{route[0]}","url":"{url}",{between}'
+            f'"duration_ms":{microseconds // 1000}.{DIGITS[microseconds % 1000]},'
             f'"request_size":{request_size},"response_size":{response_size},{client}{time_fields}}}}}\n'
         ).encode()
 

@@ -391,7 +391,7 @@ class LineWriter:
         files: dict[LogFile, list[bytes]] = {}
         for _ in range(len(queue)):
             line, file, file_line, level = queue.popleft()
-            if not isinstance(file_line, bytes):  # an encoder
+            if callable(file_line):  # an encoder
                 try:
                     line = file_line = file_line(line)
                 except Exception:  # noqa: BLE001 - one line that cannot be encoded must not take the others with it

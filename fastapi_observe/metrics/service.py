@@ -48,6 +48,9 @@ SIZE_BUCKETS: Final = tuple(100.0 * 10**power for power in range(8))
 _INTEGER_SIZES: Final = tuple(map(int, SIZE_BUCKETS))
 """The same bounds for sizes, which are compared with integers in half the time."""
 
+_SIZE_SUM: Final = len(SIZE_BUCKETS) + 1
+"""Cell of the sum, after that of the last bucket, which has no bound."""
+
 JOB_BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 """Bucket bounds in seconds."""
 
@@ -225,8 +228,12 @@ class MetricsService:
     def on_request_start(self, record: RequestRecord) -> None:
         """Count a request as in progress."""
         if not record.websocket:
-            with self._lock:
+            # Here and below: `with` costs more than twice as much as the two calls.
+            self._lock.acquire()
+            try:
                 self._active.cells[0] += 1
+            finally:
+                self._lock.release()
 
     def on_request_end(self, record: RequestRecord) -> None:
         """Record a request or a WebSocket connection."""
@@ -242,22 +249,25 @@ class MetricsService:
         duration = record.duration
         cell = bisect_left(self._bounds, duration)
         received, sent = record.request_size, record.response_size
-        with self._lock:
+        self._lock.acquire()
+        try:
             self._active.cells[0] -= 1
             series.count[0] += 1
             cells = series.duration
             cells[cell] += 1
-            cells[-1] += duration
+            cells[len(self._bounds)] += duration
             if self._sizes:
                 cells = series.request_size
                 if received:
                     cells[bisect_left(_INTEGER_SIZES, received)] += 1
-                    cells[-1] += received
+                    cells[_SIZE_SUM] += received
                 else:
                     cells[0] += 1
                 cells = series.response_size
                 cells[bisect_left(_INTEGER_SIZES, sent)] += 1
-                cells[-1] += sent
+                cells[_SIZE_SUM] += sent
+        finally:
+            self._lock.release()
         if record.sampled and self._exemplars:
             ids = {"trace_id": record.trace_id, "span_id": record.span_id}
             ended = record.started_ns / 1e9 + duration

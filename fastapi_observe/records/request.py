@@ -275,7 +275,8 @@ class RequestRecord:
 
     def _record_start(self, message: Message) -> Message:
         """Record the status. Returns a copy of the message with our headers; the app's message is not changed."""
-        self.status_code = int(message["status"])
+        status = message["status"]
+        self.status_code = status if type(status) is int else int(status)
         if self._cycle is not None and self._cycle.disconnected:
             self._check_disconnect()
         if self.disconnected:
@@ -290,7 +291,9 @@ class RequestRecord:
                 break
         if self.on_response_start is not None:
             self.on_response_start(self)
-        return {**message, "headers": [*headers, *extra.items()]}
+        started = {**message}
+        started["headers"] = [*headers, *extra.items()]
+        return started
 
     def _headers_to_add(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         """Return our headers without those that the app sets itself. Its request id becomes that of the record."""

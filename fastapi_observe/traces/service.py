@@ -214,12 +214,7 @@ class TracingService:
         links: tuple[Link, ...] = ()
         if context and is_stale_context(context):
             context = Context()
-        for name in self._carriers:
-            if name in headers:
-                carried = True
-                break
-        else:
-            carried = False
+        carried = not headers.keys().isdisjoint(self._carriers)
         if context or carried:
             current = trace.get_current_span(context)
             if is_server_span(current):
@@ -329,7 +324,8 @@ class TracingService:
         else:
             span = UnsampledSpan(record.trace_id, record.span_id, random, state)
         record.span = span
-        record.context = Context({**context, SPAN_KEY: span, CONTEXT_KEY: record.current})
+        added = {SPAN_KEY: span, CONTEXT_KEY: record.current}
+        record.context = Context({**context, **added} if context else added)
 
     def _request_attributes(self, record: RequestRecord) -> dict[str, Any]:
         if record.job:
