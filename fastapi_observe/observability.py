@@ -308,7 +308,7 @@ class Observability:
                 reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
                 record: RequestRecord | None = None if reference is None else reference.record  # type: ignore[attr-defined]
                 if record is not None and not record.complete:
-                    (record.work or self._new_work(record)).add(operation, perf_counter())
+                    (record.work or self._new_work(record)).add(operation)
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             self.internal_errors("time_breakdown", exc)
         hooks = self._active_signals[1] if self._active_signals else self._find_active_signals()[1]
@@ -343,7 +343,7 @@ class Observability:
     def report_operation(self, operation: Operation, record: RequestRecord | None, excluded: int) -> None:
         """Report an operation that has ended and was measured by other means, such as by a span."""
         if operation.kind in AWAITED_KINDS and record is not None and not record.complete:
-            (record.work or self._new_work(record)).add(operation, perf_counter())
+            (record.work or self._new_work(record)).add(operation)
         self.on_operation_end(operation, excluded)
         operation.exception = None  # as in `Operation.close`
 
@@ -361,8 +361,7 @@ class Observability:
         reference = OTEL_CONTEXT.get().get(CONTEXT_KEY) if seconds >= MIN_POOL_WAIT else None
         record: RequestRecord | None = None if reference is None else reference.record  # type: ignore[attr-defined]
         if record is not None and not record.complete:
-            now = perf_counter()
-            (record.work or self._new_work(record)).add(PoolWait(now - seconds, seconds), now)
+            (record.work or self._new_work(record)).add(PoolWait(perf_counter() - seconds, seconds))
         if self.settings.metrics:
             self.metrics.operations.record_connection_wait(pool, seconds)
 

@@ -12,8 +12,8 @@ from functools import cached_property
 from random import getrandbits
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
-from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, Tracer, TracerProvider
@@ -63,6 +63,11 @@ def find_span_key() -> str:
     return next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 
 
+def find_baggage_key() -> str:
+    """Return the key of the baggage in a context."""
+    return next(iter(baggage.set_baggage("key", "value", Context())))
+
+
 def find_suppression_key() -> str:
     """Return the context key that switches instrumentation off; a key without effect if it cannot be found."""
     key: str | None = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", None)
@@ -80,6 +85,9 @@ OTEL_CONTEXT: Final = find_context_variable()
 
 SPAN_KEY: Final = find_span_key()
 """Key of the current span in an OpenTelemetry context."""
+
+BAGGAGE_KEY: Final = find_baggage_key()
+"""Key of the baggage in an OpenTelemetry context."""
 
 SUPPRESSION_KEY: Final = find_suppression_key()
 """Context key that switches instrumentation off."""
@@ -286,6 +294,15 @@ FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 """All combinations of the known trace flags: sampled and random (W3C Trace Context, Level 2)."""
 
 
+def child_context(parent: SpanContext) -> SpanContext:
+    """Return the context of a new span below another one.
+
+    A span context is a tuple of its parts and of whether they are valid. Its class would check them again.
+    """
+    trace_id, _, _, flags, state, valid = parent
+    return tuple.__new__(SpanContext, (trace_id, getrandbits(64), False, flags, state, valid))
+
+
 class UnsampledSpan(NonRecordingSpan):
     """The server span of a request that is not sampled. Its span context is made when it is first read."""
 
@@ -354,14 +371,7 @@ class SpanFactory:
     ) -> RecordedSpan:
         """Start a span below another one, without attributes."""
         above = parent.get_span_context()
-        context = SpanContext(
-            above.trace_id,
-            getrandbits(64),
-            is_remote=False,
-            trace_flags=above.trace_flags,
-            trace_state=above.trace_state,
-        )
-        return self.start(name, context, above, parent_context, {}, start_time, kind)
+        return self.start(name, child_context(above), above, parent_context, {}, start_time, kind)
 
 
 class RecordedSpan(Span):
@@ -439,7 +449,12 @@ def is_sdk_compatible(factory: SpanFactory) -> bool:
         span.record_exception(ValueError())
         span.add_link(trace.INVALID_SPAN_CONTEXT)
         span.finish("GET /", 2)
+        parent = SpanContext(1, 2, is_remote=True, trace_flags=FLAGS[1])
+        child = child_context(parent)
+        expected = SpanContext(1, child.span_id, is_remote=False, trace_flags=FLAGS[1], trace_state=parent.trace_state)
     except Exception:  # noqa: BLE001 - a later SDK may do anything
+        return False
+    if child != expected or child.span_id == parent.span_id:
         return False
     return dict(span.attributes or {}) == {"a": 1, "b": 2, "c": 3} and bool(span.events) and not span.is_recording()
 

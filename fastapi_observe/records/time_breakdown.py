@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from operator import attrgetter
+from time import perf_counter
 from typing import Any, Final, NamedTuple, Protocol
 
 AWAITED_KINDS: Final = frozenset({"database", "external"})
@@ -90,11 +91,12 @@ class TimeBreakdown:
         self.seconds = _NO_SECONDS.copy()
         self.statements: dict[str, list[float]] = {}
 
-    def add(self, operation: Timed, now: float) -> None:
-        """Add an operation that starts `now` (a time of `perf_counter`)."""
-        self.operations.append(operation)
-        if len(self.operations) > self._aggregate_after:
-            self.aggregate(now)
+    def add(self, operation: Timed) -> None:
+        """Add an operation that starts now."""
+        operations = self.operations
+        operations.append(operation)
+        if len(operations) > self._aggregate_after:
+            self.aggregate(perf_counter())
 
     def aggregate(self, until: float) -> None:
         """Add the operations that have ended to the totals, and the time until `until` to the busy time."""
@@ -104,12 +106,14 @@ class TimeBreakdown:
             del self.operations[: len(batch)]
             if len(batch) > 1:
                 batch.sort(key=_STARTED)
+            # Read once for all operations, not for each.
+            counts, totals, busy, busy_until = self.counts, self.seconds, self.busy, self._until
             for operation in batch:
                 begin = operation.started
                 if operation.ended:
                     kind, seconds = operation.kind, operation.duration
-                    self.counts[kind] += 1
-                    self.seconds[kind] += seconds
+                    counts[kind] += 1
+                    totals[kind] += seconds
                     if kind == "database":
                         self._count_statement(operation.repetition_key, seconds)
                     end = begin + seconds
@@ -120,11 +124,12 @@ class TimeBreakdown:
                     if not begin:  # another thread is just starting it
                         continue
                     end = until
-                if begin < self._until:  # noqa: PLR1730 - that time is counted already
-                    begin = self._until
+                if begin < busy_until:  # noqa: PLR1730 - that time is counted already
+                    begin = busy_until
                 if end > begin:
-                    self.busy += end - begin
-                    self._until = end
+                    busy += end - begin
+                    busy_until = end
+            self.busy, self._until = busy, busy_until
             self._aggregate_after = len(self.operations) + AGGREGATE_AFTER
 
     def _count_statement(self, statement: str, seconds: float) -> None:

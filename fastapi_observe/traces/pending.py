@@ -8,8 +8,6 @@ ids that were already sent downstream and written on log lines. Otherwise they a
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from functools import cached_property
-from random import getrandbits
 from time import time_ns
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 
-from fastapi_observe.internal.opentelemetry import FLAGS
+from fastapi_observe.internal.opentelemetry import FLAGS, child_context
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.traces.context import RANDOM
 
@@ -118,16 +116,25 @@ class PendingTrace:
         self.discarded = False
         self.parts: list[PendingServerSpan] | None = None
 
-    def reserve_span(self) -> bool:
-        """Return whether another span may be held. If not, it is counted as dropped."""
+    def start_span(  # noqa: PLR0913, PLR0917 - the parts of a new span
+        self,
+        parent_span: PendingSpan,
+        factory: SpanFactory,
+        name: str,
+        kind: SpanKind,
+        start_time: int,
+        start_context: Context,
+    ) -> PendingSpan | None:
+        """Start a span. If too much is held already, it is counted as dropped, and None is returned."""
         if self.discarded:
-            return False
-        if self._total.held > MAX_TOTAL_BYTES:
+            return None
+        total = self._total
+        if total.held > MAX_TOTAL_BYTES:
             self.dropped += 1
-            return False
+            return None
         self._bytes += SPAN_BYTES
-        self._total.held += SPAN_BYTES
-        return True
+        total.held += SPAN_BYTES
+        return PendingSpan(self, parent_span, factory, name, kind, start_time, start_context)
 
     def holds_exception(self) -> bool:
         """Return whether one more exception may be held as an object."""
@@ -210,7 +217,8 @@ class PendingSpan(trace.Span, ReadableSpan):
     span, which code that sees `is_recording()` may read; events, links and status are empty until it is recorded.
     """
 
-    pending: PendingTrace
+    trace: PendingTrace
+    """The spans of the request. Of a server span it is None until `pending` is read."""
     # They replace the properties of the SDK's span.
     name: str = ""
     kind: SpanKind = SpanKind.INTERNAL
@@ -220,6 +228,7 @@ class PendingSpan(trace.Span, ReadableSpan):
     events: tuple[Any, ...] = ()
     links: Sequence[Link] = ()
     held_bytes = SPAN_BYTES
+    _context: SpanContext | None = None
     _attributes: dict[str, Any] | None = None
     _changes: list[Callable[[RecordedSpan], object]] | None = None
     _keeps_exceptions = True
@@ -236,7 +245,7 @@ class PendingSpan(trace.Span, ReadableSpan):
         start_context: Context,
     ) -> None:
         # What most spans do not change is left to the class: few of them are ever exported.
-        self.pending = pending
+        self.trace = pending
         self._parent_span = parent_span
         self._factory = factory
         self.name = name
@@ -246,17 +255,16 @@ class PendingSpan(trace.Span, ReadableSpan):
 
     # OpenTelemetry's API
 
-    @cached_property
+    @property
+    def pending(self) -> PendingTrace:
+        """The spans of the request."""
+        return self.trace
+
+    @property
     def context(self) -> SpanContext:
         """The span context, made when it is first read."""
-        above = self._parent_span.context
-        return SpanContext(
-            above.trace_id,
-            self.__dict__.setdefault("_span_id", getrandbits(64)),  # atomic: two threads may read it at once
-            is_remote=False,
-            trace_flags=above.trace_flags,
-            trace_state=above.trace_state,
-        )
+        # Not a `cached_property`, which takes a lock. `setdefault` is atomic: two threads may read it at once.
+        return self._context or self.__dict__.setdefault("_context", self._make_context())
 
     @property
     def parent(self) -> SpanContext | None:
@@ -351,6 +359,13 @@ class PendingSpan(trace.Span, ReadableSpan):
             self.end_time = time_ns() if end_time is None else end_time
             self.pending.add(self)
 
+    def end_operation(self, operation: Operation) -> None:
+        """End the span of an operation, which describes it if it is exported."""
+        if self.end_time is None:
+            # Measured with the monotonic clock: the wall clock may have been set in between.
+            self.end_time = self.start_time + int(operation.duration * 1e9)
+            self.trace.add(self, operation)
+
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         """End the span. An exception that leaves its block is recorded, as the SDK does."""
         if exc is not None and self.is_recording():
@@ -362,12 +377,8 @@ class PendingSpan(trace.Span, ReadableSpan):
 
     # Internal
 
-    def start_child(
-        self, factory: SpanFactory, name: str, kind: SpanKind, start_time: int, context: Context
-    ) -> PendingSpan | None:
-        """Start a span below this one. If too much is held already, it is counted as dropped, and None is returned."""
-        pending = self.pending
-        return PendingSpan(pending, self, factory, name, kind, start_time, context) if pending.reserve_span() else None
+    def _make_context(self) -> SpanContext:
+        return child_context(self._parent_span.context)
 
     def _reserve(self, size: int) -> bool:
         if not self.pending.reserve(size):
@@ -426,7 +437,7 @@ class PendingServerSpan(PendingSpan):
 
     kind = SpanKind.SERVER
     parent: SpanContext | None = None
-    trace: PendingTrace | None = None
+    trace: PendingTrace | None = None  # type: ignore[assignment]
     """The spans of the request; None until the first one starts, or the trace may go on in another request."""
     _start_context = Context()
     _flags = RANDOM
@@ -447,14 +458,12 @@ class PendingServerSpan(PendingSpan):
         self._join(parent)
 
     @property
-    def pending(self) -> PendingTrace:  # type: ignore[override]
+    def pending(self) -> PendingTrace:
         """The spans of the request, made when they are first needed."""
-        # `setdefault` is atomic: the first two spans may start in two threads at once.
+        # As in `context`: the first two spans may start in two threads at once.
         return self.trace or self.__dict__.setdefault("trace", PendingTrace(self._total))
 
-    @cached_property
-    def context(self) -> SpanContext:
-        """The span context, made when it is first read."""
+    def _make_context(self) -> SpanContext:
         trace_id, span_id = self._ids
         context = SpanContext(
             int(trace_id, 16),

@@ -88,6 +88,9 @@ MAX_UNCHECKED_DETAILS: Final = 64
 
 _PENDING_SPANS: Final = frozenset({PendingSpan, PendingServerSpan})
 
+_INTERNAL: Final = SpanKind.INTERNAL
+"""A constant, because the member of an enum costs a call to read in Python 3.11."""
+
 _SPAN_KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
 
 
@@ -440,21 +443,24 @@ class TracingService:
         context = OTEL_CONTEXT.get()
         current = context.get(SPAN_KEY)
         if type(current) in _PENDING_SPANS and self._factory is not None:
-            kind = _SPAN_KINDS.get(operation.kind, SpanKind.INTERNAL)
-            child = current.start_child(self._factory, operation.name, kind, time_ns(), context)  # type: ignore[attr-defined]
+            kind = _SPAN_KINDS.get(operation.kind, _INTERNAL)
+            parent: Any = current
+            child = (parent.trace or parent.pending).start_span(
+                parent, self._factory, operation.name, kind, time_ns(), context
+            )
             operation.span = child or current
             if child is not None:
                 operation.context = Context({**context, SPAN_KEY: child})
                 if self._uses_fields and (fields := current_fields(context)) is not None:
                     child.set_attributes(fields.attributes)
             return
-        if self._parent_decides and (type(current) is UnsampledSpan or is_unsampled(current)):
-            operation.span = current
-            return
-        kind = _SPAN_KINDS.get(operation.kind, SpanKind.INTERNAL)
+        kind = _SPAN_KINDS.get(operation.kind, _INTERNAL)
         span: Span
         if isinstance(current, RecordedSpan) and self._factory is not None:
             span = self._factory.start_child(current, operation.name, context, time_ns(), kind)
+        elif self._parent_decides and (type(current) is UnsampledSpan or is_unsampled(current)):
+            operation.span = current
+            return
         else:
             span = self.tracer.start_span(well_formed(operation.name), kind=kind, links=links_to_origin(context))
         operation.span = span
@@ -463,15 +469,13 @@ class TracingService:
     def on_operation_end(self, operation: Operation) -> None:
         """End the span of an operation."""
         span = operation.span
-        if span is None or operation.context is None or not span.is_recording():
+        if span is None or operation.context is None:
             return
-        # Measured with the monotonic clock: the wall clock may have been set in between.
-        started = getattr(span, "start_time", None)
-        ended = time_ns() if started is None else started + int(operation.duration * 1e9)
         if type(span) is PendingSpan and operation.exception is None:
-            span.end_time = ended
-            span.pending.add(span, operation)
-        else:
+            span.end_operation(operation)
+        elif span.is_recording():
+            started = getattr(span, "start_time", None)
+            ended = time_ns() if started is None else started + int(operation.duration * 1e9)
             self._finish_operation(span, operation, ended)
 
     def _finish_operation(self, span: Span, operation: Operation, ended: int) -> None:

@@ -88,7 +88,7 @@ class ObserveTracer(Tracer):
         self, parent: PendingSpan, name: str, context: Context, kind: SpanKind, start_time: int | None
     ) -> Span:
         started = time_ns() if start_time is None else start_time
-        span = parent.start_child(self.factory, name, kind, started, context)
+        span = parent.pending.start_span(parent, self.factory, name, kind, started, context)
         if span is None:
             return NonRecordingSpan(parent.context)
         fields = current_fields(context)

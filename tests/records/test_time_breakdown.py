@@ -398,7 +398,7 @@ def breakdown(*operations: Any) -> TimeBreakdown:
     """Return a time breakdown of these operations."""
     work = TimeBreakdown()
     for each in operations:
-        work.add(each, 0.0)
+        work.add(each)
     return work
 
 
@@ -421,19 +421,19 @@ def test_many_operations_use_little_memory() -> None:
     """However many operations a request has, few that have ended are held, and few statements."""
     work = TimeBreakdown()
     for number in range(10 * AGGREGATE_AFTER):
-        work.add(Timed(number, 0.5, repetition_key=f"q {number}"), number)
+        work.add(Timed(number, 0.5, repetition_key=f"q {number}"))
         assert len(work.operations) <= AGGREGATE_AFTER
     work.aggregate(1e9)
     assert work.operations == []
     assert len(work.statements) <= MAX_COUNTED_STATEMENTS
     for number in range(20):
-        work.add(Timed(2000 + number, 0.5, repetition_key="again"), 2000)
+        work.add(Timed(2000 + number, 0.5, repetition_key="again"))
     work.aggregate(1e9)
     assert work.counts["database"] == 10 * AGGREGATE_AFTER + 20
     assert [(each.statement, each.times) for each in work.repeated(10)] == [("again", 20)]
     for number in range(MAX_COUNTED_STATEMENTS + 1):
         for _ in range(2):
-            work.add(Timed(3000, 0.0, repetition_key=f"twice {number}"), 3000)
+            work.add(Timed(3000, 0.0, repetition_key=f"twice {number}"))
     work.aggregate(1e9)
     assert len(work.statements) == MAX_COUNTED_STATEMENTS
 
@@ -450,7 +450,7 @@ def test_many_running_operations_are_not_aggregated_at_each_start() -> None:
 
     work = Counting()
     for _ in range(10 * (AGGREGATE_AFTER + 1)):
-        work.add(cast("Any", SimpleNamespace(started=1.0, duration=0.0, kind="external", ended=False)), 2.0)
+        work.add(cast("Any", SimpleNamespace(started=1.0, duration=0.0, kind="external", ended=False)))
     assert work.aggregations == 10
 
 

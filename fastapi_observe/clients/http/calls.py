@@ -77,7 +77,7 @@ class HttpCalls:
             host = url.host
             template = request.extensions.get("template")
             if not isinstance(template, str):
-                template = observed.templates.find(url.raw_path)
+                template = observed.templates.find(url)
             service = observed.service or self._external.service_label(host or "unknown")
             labels = self._labels_for(
                 service, request.method if request.method in KNOWN_METHODS else "_OTHER", template
@@ -116,12 +116,15 @@ class HttpCalls:
             call = CURRENT_OPERATION.get()
             while call is not None and not isinstance(call, HttpCall):
                 call = call.parent
-            host, allowed = request.url.host, observed.propagate
-            if call is not None:
+            url, allowed = request.url, observed.propagate
+            if call is None:
+                host = url.host
+            else:
                 if call.client is not observed:
                     return  # another app measures this call, or the user has copied our hook to another client
                 call.sends += 1
                 call.request = request
+                host = call.host if url is call.url else url.host
                 if allowed and host != call.host:  # `propagate=True` was meant for the host of the call
                     allowed = None
             self._external.propagation.inject(host, request.headers, allowed=allowed)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import baggage, propagate, trace
+from opentelemetry import baggage, propagate
 
 from fastapi_observe.internal.networks import is_private_host, normalize_host
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import BAGGAGE_KEY, OTEL_CONTEXT, SPAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
@@ -71,10 +71,11 @@ class PropagationPolicy:
                 headers.pop(name, None)
             return
         context = OTEL_CONTEXT.get()
-        if self._is_w3c:
-            span_context = trace.get_current_span(context).get_span_context()
-            trace_id, span_id, _, flags, state, valid = span_context  # a tuple: unpacking is cheaper than properties
-            if valid and not state and not baggage.get_all(context):
+        span = context.get(SPAN_KEY)
+        if span is not None and self._is_w3c and BAGGAGE_KEY not in context:
+            # A tuple: unpacking is cheaper than properties.
+            trace_id, span_id, _, flags, state, valid = span.get_span_context()  # type: ignore[attr-defined]
+            if valid and not state:
                 headers["traceparent"] = f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"
                 return
         carrier: dict[str, str] = {}

@@ -37,11 +37,11 @@ class PathTemplates:
         choices = "|".join(f"({_pattern(template)})" for template in self._templates)
         self._pattern = re.compile(f"(?:{re.escape(prefix.rstrip('/'))})?(?:{choices})")
 
-    def find(self, raw_path: bytes) -> str | None:
+    def find(self, url: httpx.URL) -> str | None:
         """Return the template that matches the path of a URL, as sent, or None."""
         if not self._templates:
             return None
-        path = raw_path.partition(b"?")[0].decode("latin-1")
+        path = url.raw_path.partition(b"?")[0].decode("latin-1")
         if "%" in path:  # an encoded slash does not separate segments
             path = unquote(path.replace("%2F", "%252F").replace("%2f", "%252F"))
         if len(path) > MAX_PATH_LENGTH:
@@ -83,10 +83,21 @@ class HttpCall(ExternalCall):
 
     `request` is the last request sent, `sends` the number of requests, `host` that of the first. `received` is the size
     of the body as received, in bytes; None if it was not read to its end. `extensions` are those of the response.
-    `client` is the `ObservedClient`.
+    `client` is the `ObservedClient`, `url` that of the first request.
     """
 
-    __slots__ = ("_call_labels", "_sent", "client", "extensions", "host", "received", "request", "sends", "status_code")
+    __slots__ = (
+        "_call_labels",
+        "_sent",
+        "client",
+        "extensions",
+        "host",
+        "received",
+        "request",
+        "sends",
+        "status_code",
+        "url",
+    )
 
     sends_http = True
 
@@ -98,6 +109,7 @@ class HttpCall(ExternalCall):
         self._call_labels = call_labels
         self.client = client
         self.request: httpx.Request | None = request
+        self.url = request.url
         self.host = host
         self.sends = 0
         self.status_code = 0
