@@ -170,14 +170,14 @@ class ExportBuffer:
     def take_batch(self) -> list[EncodedItem]:
         """Take the oldest encoded items, as many as fit into one request. Each call is followed by `apply_result`."""
         with self.changed:
-            size = 0
-            while self.ready and len(self.sending) < self.limits.batch:
-                size += len(self.ready[0][1])
-                if size > MAX_BODY_BYTES and self.sending:
+            size, ready, sending = 0, self.ready, self.sending
+            for _ in range(min(len(ready), self.limits.batch - len(sending))):
+                size += len(ready[0][1])
+                if size > MAX_BODY_BYTES and sending:
                     break
-                self.sending.append(self.ready.popleft())
-            self.due_count = max(0, self.due_count - len(self.sending))
-            return [*self.sending]
+                sending.append(ready.popleft())
+            self.due_count = max(0, self.due_count - len(sending))
+            return [*sending]
 
     def apply_result(self, result: ExportResult) -> None:
         """Count the batch taken last as exported or dropped, or put it back to the front."""

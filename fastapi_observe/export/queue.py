@@ -281,11 +281,12 @@ class ExportQueue:
 
     def _encode_slice(self) -> None:
         buffer = self._buffer
-        items = buffer.take_slice()
+        items, encode = buffer.take_slice(), self._encoder.encode
         encoded = []
         for item in items:
             try:
-                encoded.append((*self._encoder.encode(item), 0))
+                scope, data = encode(item)
+                encoded.append((scope, data, 0))
             except Exception as exc:  # noqa: BLE001 - the other items are sent
                 self._internal_errors("export.encode", exc)
         buffer.add(encoded, len(items))

@@ -202,3 +202,23 @@ def test_the_attribute_cache_is_bounded() -> None:
     encoded = attributes.encode(b"\x4a", {"k1": "v1", "n": 1})
     assert [pair.key for pair in SpanMessage.FromString(encoded).attributes] == ["k1", "n"]
     assert not SpanMessage.FromString(encoded).attributes[1].value.bool_value
+
+
+def test_equal_values_of_different_types_stay_apart() -> None:
+    """The cache of pairs does not take `True` or `1.0` for a cached 1, nor the other way round."""
+    attributes = Attributes()
+    values: tuple[Any, ...] = (1, True, 1.0, 1, False, 0, 0.0)
+    kinds = [
+        SpanMessage.FromString(attributes.encode(b"\x4a", {"n": value})).attributes[0].value.WhichOneof("value")
+        for value in values
+    ]
+    assert kinds == [{int: "int_value", bool: "bool_value", float: "double_value"}[type(value)] for value in values]
+
+
+@pytest.mark.parametrize("bits", [7, 14, 16, 21, 28, 63])
+def test_numbers_around_a_power_of_two(bits: int) -> None:
+    """Each more seven bits need one more byte; the second time, the bytes may be those of the cache."""
+    attributes = Attributes()
+    for number in (2**bits - 1, 2**bits - 2, -(2**bits)) * 2:
+        encoded = attributes.encode(b"\x4a", {"n": number})
+        assert SpanMessage.FromString(encoded).attributes[0].value.int_value == number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanKind, StatusCode
 
 from fastapi_observe.export.otlp.wire import (
     FIXED32,
@@ -34,6 +34,9 @@ _KIND_FIELDS: Final = {
 
 NO_STATUS: Final = b"\x7a\x00"
 
+_NO_STATE: Final = INVALID_SPAN_CONTEXT.trace_state
+"""The trace state of nearly every span."""
+
 LOCAL: Final = b"\x85\x01" + FIXED32(0x100)
 REMOTE: Final = b"\x85\x01" + FIXED32(0x300)
 """The field `flags` of a span or link: "is remote" is known, and its value."""
@@ -57,8 +60,9 @@ class SpanEncoder(RequestEncoder):
             b"\x12\x08",
             context.span_id.to_bytes(8, "big"),
         ]
-        if context.trace_state:
-            parts.append(_trace_state(context.trace_state))
+        state = context.trace_state
+        if state is not _NO_STATE and state:
+            parts.append(_trace_state(state))
         if parent:
             parts += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
         if name := span.name:
@@ -71,12 +75,12 @@ class SpanEncoder(RequestEncoder):
         if attributes:
             parts.append(self.attributes.encode(b"\x4a", attributes))
         parts.append(_dropped_count(b"\x50", span.dropped_attributes))
-        if events:
+        if events != ():  # else nothing was added, and so nothing dropped
             parts += [b"\x5a" + length_prefixed(self._event(event)) for event in events]
-        parts.append(_dropped_count(b"\x60", span.dropped_events))
-        if links:
+            parts.append(_dropped_count(b"\x60", span.dropped_events))
+        if links != ():
             parts += [b"\x6a" + length_prefixed(self._link(link)) for link in links]
-        parts.append(_dropped_count(b"\x70", span.dropped_links))
+            parts.append(_dropped_count(b"\x70", span.dropped_links))
         status = span.status
         parts.append(NO_STATUS if status.status_code is StatusCode.UNSET else _status(status))
         parts.append(REMOTE if parent and parent.is_remote else LOCAL)

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 MAX_CACHED_ITEMS: Final = 2048
-"""Keys, and pairs of a key and a short string, whose bytes are cached."""
+"""Keys, and pairs of a key and a short string or a small number, whose bytes are cached."""
 
 MAX_CACHED_STRING_LENGTH: Final = 64
 """Characters of a cached string: a short one is likely to be repeated."""
+
+CACHED_NUMBERS: Final = range(1 << 16)
+"""Numbers that are cached: statuses, ports (a client's is that of its connection) and most sizes."""
 
 MAX_VALUES: Final = 1024
 """Elements of a sequence or mapping that are sent, so that one attribute cannot delay all others."""
@@ -30,7 +33,8 @@ MAX_VALUES: Final = 1024
 MAX_ATTRIBUTE_DEPTH: Final = 8
 """Levels of nested values. Deeper ones are sent as strings."""
 
-INT64: Final = range(-(2**63), 2**63)
+MIN_INT64: Final = -(2**63)
+MAX_INT64: Final = 2**63 - 1
 
 DOUBLE: Final = struct.Struct("<d").pack
 FIXED64: Final = struct.Struct("<Q").pack
@@ -43,6 +47,10 @@ def varint(number: int) -> bytes:
     """Encode an integer; a negative one as its 64-bit two's complement."""
     if 0 <= number < 128:  # noqa: PLR2004 - seven bits fit in a byte
         return _SMALL[number]
+    if 0 < number < 1 << 14:
+        return bytes((number & 127 | 128, number >> 7))
+    if 0 < number < 1 << 21:
+        return bytes((number & 127 | 128, number >> 7 & 127 | 128, number >> 14))
     if number < 0:
         number += 1 << 64
     out = bytearray()
@@ -63,12 +71,15 @@ def encode_string(value: str) -> bytes:
 
 def length_prefixed(data: bytes) -> bytes:
     """Return `data` with its length before it."""
-    return varint(len(data)) + data
+    size = len(data)
+    return (_SMALL[size] if size < 128 else varint(size)) + data  # noqa: PLR2004 - as in `varint`, without its call
 
 
 def encode_int(value: int) -> bytes:
     """Encode an AnyValue that is an integer; as a string if it does not fit into 64 bits."""
-    return b"\x18" + varint(value) if value in INT64 else b"\x0a" + length_prefixed(encode_string(str(value)))
+    if MIN_INT64 <= value <= MAX_INT64:
+        return b"\x18" + varint(value)
+    return b"\x0a" + length_prefixed(encode_string(str(value)))
 
 
 def encode_any_value(value: Any, depth: int = 0) -> bytes:
@@ -137,41 +148,38 @@ class RequestEncoder:
 
 
 class Attributes:
-    """Encodes attributes. Caches the bytes of keys and of short pairs."""
+    """Encodes attributes. Caches the bytes of keys, and of pairs that are likely to be repeated."""
 
     __slots__ = ("_keys", "_pairs")
 
     def __init__(self) -> None:
         self._keys: dict[str, bytes] = {}
-        self._pairs: dict[tuple[str, str], bytes] = {}
+        self._pairs: dict[tuple[str, Any], bytes] = {}
 
     def encode(self, tag: bytes, attributes: Mapping[str, Any]) -> bytes:
         """Encode each pair as a field `tag` of type KeyValue."""
         pairs, parts = self._pairs, []
         for pair in attributes.items():
-            key, value = pair
-            if type(value) is str:
-                part = pairs.get(pair)
-                if part is None:
-                    part = self._pair(key, b"\x0a" + length_prefixed(encode_string(value)))
-                    if len(value) <= MAX_CACHED_STRING_LENGTH:
-                        if len(pairs) >= MAX_CACHED_ITEMS:
-                            pairs.clear()
-                        pairs[pair] = part
-            elif type(value) is int:
-                part = self._pair(key, encode_int(value))
-            else:
-                part = self._pair(key, encode_any_value(value))
-            parts.append(part)
+            kind = type(pair[1])
+            # No other types: a dict would take True and 1.0 for 1.
+            part = pairs.get(pair) if kind is str or kind is int else None
+            parts.append(self._pair(*pair) if part is None else part)
         return tag + tag.join(parts) if parts else b""
 
-    def _pair(self, key: str, value: bytes) -> bytes:
+    def _pair(self, key: str, value: Any) -> bytes:
+        """Encode a pair, and cache it if it is likely to be repeated."""
         head = self._keys.get(key)
         if head is None:
             if len(self._keys) >= MAX_CACHED_ITEMS:
                 self._keys.clear()
             head = self._keys[key] = b"\x0a" + length_prefixed(encode_string(key)) + b"\x12"
-        return length_prefixed(head + length_prefixed(value))
+        kind = type(value)
+        pair = length_prefixed(head + length_prefixed(encode_int(value) if kind is int else encode_any_value(value)))
+        if (kind is str and len(value) <= MAX_CACHED_STRING_LENGTH) or (kind is int and value in CACHED_NUMBERS):
+            if len(self._pairs) >= MAX_CACHED_ITEMS:
+                self._pairs.clear()
+            self._pairs[key, value] = pair
+        return pair
 
 
 def encode_resource(resource: Resource) -> tuple[bytes, bytes]:
