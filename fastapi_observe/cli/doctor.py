@@ -97,7 +97,7 @@ def _check(args: argparse.Namespace) -> list[Check]:
         groups[1:1] = [partial(check, settings) for check in of_settings]
     if args.url is not None:
         groups.append(partial(probe_app, args.url, read_token(args), allow_http_token=args.allow_http_token))
-    return run_checks(*groups)
+    return [*dict.fromkeys(run_checks(*groups))]  # a running app has some of ours, such as the versions
 
 
 def checks_as_json(checks: list[Check]) -> str:

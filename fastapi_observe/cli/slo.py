@@ -138,9 +138,10 @@ def _add_verify(commands: Commands) -> None:
     add_json_argument(parser)
 
 
-def show_check(_args: argparse.Namespace, _app: Any, _settings: ObserveSettings, plan: SLOPlan) -> int:
+def show_check(args: argparse.Namespace, _app: Any, _settings: ObserveSettings, plan: SLOPlan) -> int:
     """Print the requests that each objective counts, and all problems."""
     _print_rows(check_rows(plan))
+    _print_none(args, plan)
     return EXIT_PROBLEM if _print_problems(plan) else 0
 
 
@@ -149,9 +150,13 @@ def show_report(args: argparse.Namespace, _app: Any, _settings: ObserveSettings,
     if _print_problems(plan):
         return EXIT_PROBLEM
     _print_rows(report_rows(plan))
+    _print_none(args, plan)
+    return 0
+
+
+def _print_none(args: argparse.Namespace, plan: SLOPlan) -> None:
     if not plan.slos:
         sys.stderr.write(f"{args.app} has no objectives; pass slos=[...] to install(), or use @slo\n")
-    return 0
 
 
 def write_bundle(args: argparse.Namespace, app: Any, settings: ObserveSettings, plan: SLOPlan) -> int:

@@ -6,9 +6,10 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.doctor.check import Check, set_by
-from fastapi_observe.doctor.lines import check_exclusions
+from fastapi_observe.doctor.lines import check_exclusions, check_loggers
 from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.requests.access import MetricsAccess
+from fastapi_observe.traces.provider import find_user_provider
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,7 @@ def check_app(observability: Observability) -> Iterator[Check]:
     """Check an app that `install` was called on."""
     yield from check_metrics_access(observability)
     yield from check_duplicates(observability)
+    yield from check_loggers(observability)
     yield from check_exclusions(observability)
     yield from check_workers(observability)
     yield from check_internal_errors(observability)
@@ -160,7 +162,9 @@ def check_internal_errors(observability: Observability) -> Iterator[Check]:
 
 def check_exports(observability: Observability) -> Iterator[Check]:
     """Report what the running process has exported and dropped, without sending anything."""
-    any_exported = False
+    of_provider = [*check_user_provider(observability.settings)]
+    yield from of_provider
+    any_exported = bool(of_provider)
     for signal, counts in observability.export_counts():
         if signal in {"logs", "log_file"}:
             yield from check_dropped_lines(signal, sum(counts().dropped.values()))
@@ -197,6 +201,22 @@ def degraded_workers() -> Check:
         "this worker process reports its own values only",
         "see its warning at start; correct multiprocess_directory, or scrape each worker by its metrics_port",
     )
+
+
+def check_user_provider(settings: ObserveSettings) -> Iterator[Check]:
+    """Say that spans go to a tracer provider of the user, if there is one: its exporters are not known here."""
+    provider = find_user_provider(settings) if settings.tracing else None
+    if provider is None:
+        return
+    kind = type(provider)
+    found = (
+        f"spans go to your tracer provider ({kind.__module__}.{kind.__qualname__}), whose span processors export them"
+    )
+    if settings.traces_url is None:
+        yield Check("export of traces", "ok", found)
+    else:
+        found += "; otlp_endpoint has no effect on them" + set_by(settings, "otlp_endpoint")
+        yield Check("export of traces", "look", found, "unset one of the two")
 
 
 def check_no_export(settings: ObserveSettings) -> Iterator[Check]:

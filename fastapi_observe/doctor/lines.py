@@ -42,6 +42,20 @@ def check_lines(settings: ObserveSettings) -> Iterator[Check]:
         yield Check("lines", "look", text, step)
 
 
+def check_loggers(observability: Observability) -> Iterator[Check]:
+    """Name the loggers whose records have no line, or only from a level of their own on."""
+    settings = observability.settings
+    if not (settings.logs and settings.capture_logging):
+        return
+    if names := observability.logs.detached_loggers():
+        text = f"loggers do not propagate, so their records have no line: {_first(names)}"
+        yield Check("lines", "look", text, "remove propagate=False, unless their own handlers are enough")
+    if source := set_by(settings, "quiet_loggers"):
+        yield Check("lines", "ok", f"records below warn are dropped of {_first([*settings.quiet_loggers])}{source}")
+    if strict := observability.logs.strict_loggers():
+        yield Check("lines", "ok", f"loggers have a level of their own above log_level: {_first(strict)}")
+
+
 def _disabled_loggers() -> list[str]:
     loggers = logging.root.manager.loggerDict.items()
     return sorted(name for name, logger in loggers if isinstance(logger, logging.Logger) and logger.disabled)

@@ -70,8 +70,8 @@ class MetricsPage:
                     signal, counts["exported"], counts["queued"], counts["dropped"], counts["failed"]
                 )
         if not self.counts.keys() - {*LINE_SIGNALS}:
-            step = "set OTEL_EXPORTER_OTLP_ENDPOINT; doctor MODULE:APP checks the settings"
-            yield Check("export", "look", "this app exports nothing", step)
+            step = "set OTEL_EXPORTER_OTLP_ENDPOINT, unless your own tracer provider exports; doctor MODULE:APP tells"
+            yield Check("export", "look", "fastapi-observe exports nothing", step)
         if self.is_degraded:
             yield degraded_workers()
         if not self.has_requests:

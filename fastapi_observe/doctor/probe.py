@@ -8,12 +8,13 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from fastapi_observe.doctor.app import PUBLIC_PEER, check_no_export
+from fastapi_observe.doctor.app import PUBLIC_PEER, check_no_export, check_user_provider
 from fastapi_observe.doctor.check import Check
 from fastapi_observe.doctor.page import MetricsPage
 from fastapi_observe.export.push import signal_url
 from fastapi_observe.export.setup import make_transport
 from fastapi_observe.internal.clock import monotonic
+from fastapi_observe.requests.access import DOCTOR_AGENT
 from fastapi_observe.settings.sources import SettingsError
 from fastapi_observe.slo.http_get import GetError, get, iter_body
 
@@ -29,18 +30,27 @@ MAX_SKEW: Final = 5.0
 EMPTY_REQUEST: Final = b""
 """An export request without items in protobuf, for any signal."""
 OK_STATUS: Final = 200
+AS_DOCTOR: Final = {"User-Agent": DOCTOR_AGENT}
+NOT_SERVED: Final = {
+    401: "send metrics_token in your scraper",
+    404: "the metrics are off, on another path or port (metrics_path, metrics_port), or metrics_access denies them to "
+    "this machine: run doctor MODULE:APP",
+}
+"""The next step for a status of `/metrics`."""
 
 
 def probe_exports(settings: ObserveSettings) -> Iterator[Check]:
     """Send an empty request for each exported signal."""
-    urls = {"traces": settings.traces_url} if settings.tracing else {}
+    of_provider = [*check_user_provider(settings)]
+    yield from of_provider
+    urls = {"traces": settings.traces_url} if settings.tracing and not of_provider else {}
     urls |= {
         signal: signal_url(settings, signal)
         for signal, enabled in (("logs", settings.otlp_logs), ("metrics", settings.otlp_metrics))
         if enabled
     }
     exported = {signal: url for signal, url in urls.items() if url is not None}
-    if not exported:
+    if not exported and not of_provider:
         yield from check_no_export(settings)
     for signal, url in exported.items():
         yield _probe(settings, signal, url)
@@ -64,12 +74,12 @@ def _probe(settings: ObserveSettings, signal: str, url: str) -> Check:
     return Check(subject, "ok", f"{transport.target} accepts it ({settings.otlp_protocol})")
 
 
-def check_clock(url: str) -> Iterator[Check]:
-    """Compare the clock with that of the server at `url`, which says its time in each HTTP response."""
+def check_clock(url: str, path: str = "/") -> Iterator[Check]:
+    """Compare the clock with that of the server of `url`, which says its time in each HTTP response."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     try:
-        with get(f"{parts.scheme}://{host}/", headers={}) as response:
+        with get(f"{parts.scheme}://{host}{path}", headers=AS_DOCTOR) as response:
             said = response.headers.get("date", "")
         skew = time() - parsedate_to_datetime(said).timestamp()
     except (GetError, ValueError, TypeError):
@@ -86,11 +96,11 @@ def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterato
     base = url.rstrip("/")
     of_console = [*_probe_console(base, token, allow_http_token=allow_http_token)]
     yield from of_console
-    own = _status(f"{base}/metrics", {})
+    own = _status(f"{base}/metrics", AS_DOCTOR)
     if isinstance(own, str):
         yield Check("app", "wrong", own, "start it, or correct --url")
         return
-    public = _status(f"{base}/metrics", {"X-Forwarded-For": PUBLIC_PEER})
+    public = _status(f"{base}/metrics", {**AS_DOCTOR, "X-Forwarded-For": PUBLIC_PEER})
     if public == OK_STATUS:
         found = f"{base}/metrics is served to a public client behind a proxy"
         yield Check("metrics access", "wrong", found, "set metrics_token or metrics_access")
@@ -99,8 +109,8 @@ def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterato
         yield from _probe_metrics(f"{base}/metrics", has_console=len(of_console) > 1)
     else:
         found = f"{base}/metrics responds {own} to this machine"
-        yield Check("metrics access", "look", found, "see the warning in the log of the app")
-    yield from check_clock(base)
+        yield Check("metrics access", "look", found, NOT_SERVED.get(own, "see the log of the app"))
+    yield from check_clock(base, urlsplit(f"{base}/metrics").path)
 
 
 def _probe_metrics(url: str, *, has_console: bool) -> Iterator[Check]:

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from fastapi_observe.doctor.check import Check, set_by
 from fastapi_observe.doctor.lines import check_lines
+from fastapi_observe.traces.provider import find_user_provider
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,6 +101,9 @@ def check_env_file(settings: ObserveSettings) -> Iterator[Check]:
 def check_sampling(settings: ObserveSettings) -> Iterator[Check]:
     """Say which traces are exported."""
     if not settings.tracing:
+        return
+    if find_user_provider(settings) is not None:
+        yield Check("sampling", "ok", "the sampler of your tracer provider decides")
         return
     if settings.sampler == "always_off":
         found = "no trace is exported: sampler is always_off" + set_by(settings, "sampler")

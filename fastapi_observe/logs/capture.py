@@ -280,6 +280,26 @@ class LogCapture:
                 )
         return found
 
+    def detached_loggers(self) -> list[str]:
+        """Return the names of loggers whose records do not come to us, since they do not propagate."""
+        return sorted(
+            logger.name
+            for logger in loguru.named_loggers()
+            if not logger.propagate
+            and logger.name not in SERVER_LOGGERS
+            and not reaches(logger, self._handler)
+            and not logger.disabled
+            and not any(writes_to_console(handler) for handler in logger.handlers)
+        )
+
+    def strict_loggers(self, threshold: int) -> list[str]:
+        """Return the loggers whose own level is above `threshold`, with it. Not those that we made quiet."""
+        return sorted(
+            f"{logger.name} ({logging.getLevelName(logger.level)})"
+            for logger in loguru.named_loggers()
+            if logger.level > threshold and logger.name not in {*self._quiet, *SERVER_LOGGERS}
+        )
+
     def _find_warnings(self) -> list[str]:
         """Return the warnings about console handlers that were not returned before."""
         found = self.console_handlers()

@@ -186,6 +186,14 @@ class LogService:
         """Return a warning for each handler of `logging` or loguru that writes the same lines to the console."""
         return [*_CAPTURE.console_handlers().values()]
 
+    def detached_loggers(self) -> list[str]:
+        """Return the names of loggers of `logging` whose records are not captured, since they do not propagate."""
+        return _CAPTURE.detached_loggers()
+
+    def strict_loggers(self) -> list[str]:
+        """Return the loggers of `logging` whose own level is above that of the lines, with it."""
+        return _CAPTURE.strict_loggers(self.threshold)
+
     def announce(self, message: str) -> None:
         """Write a line of level info to standard output only, without redaction: it is for the developer's eyes."""
         if LEVEL_THRESHOLDS["info"] < self.threshold:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 """Header of a 401 response (RFC 6750)."""
 
+DOCTOR_AGENT: Final = "fastapi-observe doctor"
+"""The user agent of the command `doctor`, which also asks as a client that should be denied."""
+
 _SCHEME: Final = b"bearer "
 
 
@@ -49,7 +52,14 @@ class MetricsAccess:
         return value[: len(_SCHEME)].lower() == _SCHEME and hmac.compare_digest(value[len(_SCHEME) :], self._token)
 
     def log_denied(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-        """Log a warning with the reason why a request was denied, and the next step. At most once a minute."""
+        """Log a warning with the reason why a request was denied, and the next step. At most once a minute.
+
+        A request of `doctor` is an information, and does not delay the warning about another one.
+        """
+        if (b"user-agent", DOCTOR_AGENT.encode()) in (scope.get("headers") or ()):
+            if self._throttle.allow("doctor"):
+                logging.getLogger("fastapi_observe").info("Denied a request of doctor for the metrics.")
+            return
         if not self._throttle.allow("denied"):
             return
         if self._token is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from inspect import isroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ def get_plan(app: Any, name: str = "the app") -> tuple[ObserveSettings, SLOPlan]
 def get_observability_of(app: Any, name: str) -> Any:
     """Return the `Observability` of an app. Raises `LoadError` if it is not installed."""
     observability = getattr(getattr(app, "state", None), "observe", None)
+    if observability is None and not hasattr(app, "state"):
+        raise LoadError(f"{name} is of type {type(app).__name__}; name the app that install(app) was called on")
     if observability is None:
         raise LoadError(f"{name} is not installed; call install(app) where the app is created")
     return observability
@@ -46,8 +49,10 @@ def get_observability_of(app: Any, name: str) -> Any:
 def load_app(target: str) -> Any:
     """Import an app as `load_plan` does. An app factory, with or without `()`, is called."""
     module, separator, attribute = target.removesuffix("()").partition(":")
-    if not separator or not module or not attribute:
-        raise LoadError(f"invalid app {target!r}; use MODULE:APP, such as shop.main:app")
+    is_file = module.endswith(".py") or "/" in module
+    if not separator or not module or not attribute or is_file:
+        example = f"{module.removesuffix('.py').replace('/', '.')}:{attribute or 'app'}" if is_file else "shop.main:app"
+        raise LoadError(f"invalid app {target!r}; use MODULE:APP, such as {example}")
     directory = str(Path.cwd())
     if sys.path[:1] != [directory]:
         sys.path.insert(0, directory)
@@ -56,11 +61,11 @@ def load_app(target: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             raise LoadError(f"there is no module {module!r} in {directory} or on PYTHONPATH") from None
-        raise LoadError(f"importing {module} failed: {error}") from error
+        raise LoadError(f"importing {module} failed{_place(error)}: {error}") from error
     except SettingsError as error:  # its message has the next step
         raise LoadError(str(error)) from error
     except (Exception, SystemExit) as error:
-        raise LoadError(f"importing {module} failed: {type(error).__name__}: {error}") from error
+        raise LoadError(f"importing {module} failed{_place(error)}: {type(error).__name__}: {error}") from error
     for name in attribute.split("."):
         try:
             found = getattr(found, name)
@@ -82,5 +87,16 @@ def _call_factory(factory: Any, target: str) -> Any:
         raise LoadError(str(error)) from error
     except (Exception, SystemExit) as error:
         raise LoadError(
-            f"{target} is a function, and calling it as an app factory failed: {type(error).__name__}: {error}"
+            f"{target} is a function, and calling it as an app factory failed{_place(error)}: "
+            f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Return the innermost line of code below the current directory that an error came through, as ` at FILE:LINE`."""
+    here = Path.cwd()
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(here) and "site-packages" not in path.parts and path != Path(__file__):
+            return f" at {path.relative_to(here)}:{frame.lineno}"
+    return ""

@@ -169,16 +169,24 @@ def make_provider(settings: ObserveSettings, internal_errors: InternalErrors) ->
     """
     if not settings.tracing:
         return trace.NoOpTracerProvider(), False
-    current: Any = settings.tracer_provider or trace.get_tracer_provider()
-    if settings.tracer_provider is not None or is_user_provider(current):
+    users = find_user_provider(settings)
+    if users is not None:
         for processor in settings.span_processors:
-            current.add_span_processor(GuardedProcessor(processor, internal_errors))
-        return current, False
+            users.add_span_processor(GuardedProcessor(processor, internal_errors))
+        return users, False
     provider = ObserveTracerProvider(settings)
     for processor in settings.span_processors:
         provider.add_span_processor(GuardedProcessor(processor, internal_errors))
     provider.export_to(settings, internal_errors)
     return provider, True
+
+
+def find_user_provider(settings: ObserveSettings) -> Any:
+    """Return the provider of the settings, or the global one if the user has set it. None if there is neither."""
+    if settings.tracer_provider is not None:
+        return settings.tracer_provider
+    current = trace.get_tracer_provider()
+    return current if is_user_provider(current) else None
 
 
 def is_user_provider(provider: Any) -> bool:

@@ -218,7 +218,8 @@ def test_invalid_arguments_name_what_is_valid(
     assert message in capsys.readouterr().err
 
 
-def test_an_app_without_objectives_has_nothing_to_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "header"), [("report", "objective  alert"), ("check", "objective  target")])
+def test_an_app_without_objectives_has_nothing_to_report(tmp_path: Path, command: str, header: str) -> None:
     """The command says so on standard error, and what the app prints at its import is there too."""
     (tmp_path / "no_objectives.py").write_text(
         "from fastapi import FastAPI\nfrom fastapi_observe import install\n"
@@ -226,9 +227,9 @@ def test_an_app_without_objectives_has_nothing_to_report(tmp_path: Path) -> None
         "utf-8",
     )
     script = "import sys\nfrom fastapi_observe.cli.main import main\nsys.exit(main())"
-    done = interpreter.run(script, "slo", "report", "no_objectives:app", directory=tmp_path)
+    done = interpreter.run(script, "slo", command, "no_objectives:app", directory=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.startswith("objective  alert")
+    assert done.stdout.startswith(header)
     assert "imported\n" in done.stderr
     assert done.stderr.endswith("no_objectives:app has no objectives; pass slos=[...] to install(), or use @slo\n")
 

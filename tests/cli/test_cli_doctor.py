@@ -283,6 +283,7 @@ def test_a_running_app(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
         out = capsys.readouterr().out  # with the lines of the app, which runs in this process
         checks = [Check(**each) for each in json.loads(out[out.index("[\n") :])]
     assert {"workers", "internal errors", "duplicates"} <= {*by_subject(checks)}
+    assert len({*checks}) == len(checks)
     assert by_subject(checks)["metrics access"].found == (
         f"{url}/metrics is served to this machine, not to a public client"
     )
@@ -293,10 +294,11 @@ def test_a_running_app_outside_development(capsys: pytest.CaptureFixture[str]) -
     """A public /metrics is wrong; one that needs a token is looked at; an app that is gone is wrong."""
     for options, status, found in (
         ({"metrics_access": "always"}, 1, "/metrics is served to a public client behind a proxy"),
-        ({"metrics_token": "a-long-token"}, 0, "/metrics responds 401 to this machine"),
+        ({"metrics_token": "a-long-token"}, 0, "Send metrics_token in your scraper"),
+        ({"metrics": False}, 0, "on another path or port (metrics_path, metrics_port)"),
     ):
         app = FastAPI(title="shop")
-        install(app, capture_logging=False, **options)  # type: ignore[arg-type]
+        install(app, capture_logging=False, **options)
         with serving(app) as port:
             assert main(["doctor", "--url", f"http://127.0.0.1:{port}"]) == status
             out = capsys.readouterr().out
@@ -383,6 +385,53 @@ def test_why_lines_are_missing() -> None:
         "logging.disable() drops records up to level INFO",
         "loggers are disabled, so their records have no line: shop.orders",
     ]
+
+
+def test_loggers_without_lines(checked: Callable[..., dict[str, Check]]) -> None:
+    """Loggers that do not propagate are to be looked at; quiet loggers and levels of one's own are named."""
+    detached, strict = logging.getLogger("shop.detached"), logging.getLogger("shop.strict")
+    assert "lines" not in {subject for subject, check in checked().items() if "shop." in check.found}
+    detached.propagate = False
+    strict.setLevel(logging.ERROR)
+    try:
+        app = FastAPI(title="shop")
+        install(app, quiet_loggers=["shop.quiet"], instrument=[])
+        checks = [check for check in check_app(app.state.observe) if check.subject == "lines"]
+        assert "lines" not in checked(capture_logging=False)
+    finally:
+        detached.propagate = True
+        strict.setLevel(logging.NOTSET)
+    looked, *named = [(check.verdict, check.found) for check in checks]
+    assert looked == ("look", "loggers do not propagate, so their records have no line: shop.detached")
+    assert named[0] == ("ok", "records below warn are dropped of shop.quiet (quiet_loggers of install)")
+    assert named[1][1].startswith("loggers have a level of their own above log_level: ")
+    assert "shop.strict (ERROR)" in named[1][1]
+    assert "shop.quiet" not in named[1][1]
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_provider_of_the_user(tmp_path: Path, order: str) -> None:
+    """Its spans are exported, whatever otlp_endpoint is; one that is set too has no effect."""
+    provider = (
+        "from opentelemetry import trace\nfrom opentelemetry.sdk.trace import TracerProvider\n"
+        "trace.set_tracer_provider(TracerProvider())\n"
+    )
+    (tmp_path / "own.py").write_text(provider + MODULE if order == "before" else MODULE + provider, encoding="utf-8")
+    checks = by_subject([Check(**each) for each in json.loads(doctor(tmp_path, "own:app", "--json").stdout)])
+    assert "export" not in checks
+    assert checks["sampling"].found == "the sampler of your tracer provider decides"
+    found = (
+        "spans go to your tracer provider (opentelemetry.sdk.trace.TracerProvider), whose span processors export them"
+    )
+    assert checks["export of traces"] == Check("export of traces", "ok", found)
+    with Collector() as collector:
+        run = doctor(tmp_path, "own:app", "--json", OBSERVE_OTLP_ENDPOINT=collector.url)
+        assert collector.paths == []
+    check = by_subject([Check(**each) for each in json.loads(run.stdout)])["export of traces"]
+    assert (check.verdict, check.found) == (
+        "look",
+        f"{found}; otlp_endpoint has no effect on them (OBSERVE_OTLP_ENDPOINT)",
+    )
 
 
 def test_excluded_routes(checked: Callable[..., dict[str, Check]]) -> None:

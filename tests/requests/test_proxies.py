@@ -122,6 +122,18 @@ def test_a_denied_scrape_is_logged(observed: Callable[..., Seen], headers: Any, 
     assert "8.8.8.8" not in line["message"]
 
 
+def test_a_request_of_doctor_is_no_warning(observed: Callable[..., Seen]) -> None:
+    """It is a line of level info, and the next denied scrape is warned of all the same."""
+    app = FastAPI()
+    seen = observed(app)
+    public = (b"x-forwarded-for", b"8.8.8.8")
+    for _ in range(2):
+        assert scrape(app, public, (b"user-agent", b"fastapi-observe doctor")) == 404
+    assert scrape(app, public) == 404
+    denied = [(line["level"], line["message"][:27]) for line in seen.lines if line["message"].startswith("Denied")]
+    assert denied == [("info", "Denied a request of doctor "), ("warn", "Denied a request for the me")]
+
+
 @pytest.mark.parametrize(
     ("options", "step"),
     [({"metrics_token": TOKEN}, "metrics_token"), ({"metrics_access": lambda _: False}, "function")],

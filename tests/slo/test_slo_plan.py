@@ -441,16 +441,22 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     app.state.observe.close()
     for target, message in (
         ("shop.main", "invalid app 'shop.main'; use MODULE:APP, such as shop.main:app"),
+        ("loaded_shop.py", "invalid app 'loaded_shop.py'; use MODULE:APP, such as loaded_shop:app"),
+        ("shops/loaded_shop.py:shop", "invalid app 'shops/loaded_shop.py:shop'; .* such as shops.loaded_shop:shop"),
+        ("loaded_shop:observe.settings.sources", "is of type dict; name the app that install"),
         ("no_such_shop:app", "there is no module 'no_such_shop' in "),
         ("loaded_shop.sub:app", "importing loaded_shop.sub failed: |there is no module 'loaded_shop.sub'"),
-        ("broken_shop:app", "importing broken_shop failed: ZeroDivisionError: division by zero"),
-        ("needing_shop:app", "importing needing_shop failed: No module named 'module_that_is_not_there'"),
+        ("broken_shop:app", "importing broken_shop failed at broken_shop.py:1: ZeroDivisionError: division by zero"),
+        (
+            "needing_shop:app",
+            r"importing needing_shop failed at needing_shop.py:1: No module named 'module_that_is_not_",
+        ),
         ("loaded_shop:shop", "loaded_shop has no attribute 'shop'; did you mean loaded_shop:bare?"),
         ("json:app", "json has no attribute 'app'"),
         ("loaded_shop:bare", "loaded_shop:bare is not installed; call install"),
         ("loaded_shop:make", "loaded_shop:make is not installed; call install"),
         ("loaded_shop:make_of", "loaded_shop:make_of is a function, and calling it .* failed: TypeError: make_of"),
-        ("ending_shop:app", "importing ending_shop failed: SystemExit: 0"),
+        ("ending_shop:app", "importing ending_shop failed at ending_shop.py:1: SystemExit: 0"),
     ):
         with pytest.raises(LoadError, match=message):
             load_plan(target)
