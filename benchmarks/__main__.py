@@ -6,12 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import check, costs, inprocess, instructions, operations, production, served
 from benchmarks.machine import describe
 from benchmarks.picture import INSTRUCTIONS, draw
 from benchmarks.report import write
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DIRECTORY = Path(__file__).parent
 SECTIONS = ("inprocess", "peers", "served", "costs", "operations", "production", "instructions")
@@ -40,7 +43,7 @@ def run(sections: tuple[str, ...], *, quick: bool) -> dict[str, Any]:
     return {name: {"made": {**describe(), "quick": quick}, **measure(name, quick=quick)} for name in sections}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("command", nargs="?", choices=["run", "check"], default="run")
@@ -51,7 +54,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="directory for the results (default: benchmarks)")
     parser.add_argument("--strict", action="store_true", help="with check: exit with 1 if a figure is worse")
     parser.add_argument("--draw", action="store_true", help="do not measure; write report and picture again")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     directory = args.output or DIRECTORY
     previous = DIRECTORY / "results.json" if not (directory / "results.json").exists() else directory / "results.json"
     committed: dict[str, Any] = json.loads(previous.read_text()) if previous.exists() else {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from injection import replacing
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
@@ -475,16 +476,15 @@ def test_a_route_below_the_console_is_logged(observed: Callable[..., Seen], path
             assert "console_path" in warning
 
 
-def test_close_ends_within_the_shutdown_timeout(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_ends_within_the_shutdown_timeout(observed: Callable[..., Seen]) -> None:
     """An exporter that hangs does not delay `close` any longer; its error is counted."""
     seen = observed(Starlette(), shutdown_timeout=0.05)
     held = threading.Event()
-    close = seen.observe.tracing.close
-    monkeypatch.setattr(seen.observe.tracing, "close", lambda: held.wait(20) and 1 / 0)
-    seen.observe.close()
-    close()
+    with replacing(seen.observe.tracing.close, lambda *_: held.wait(20) and 1 / 0):
+        seen.observe.close()
     assert not held.is_set()
     held.set()
+    seen.observe.tracing.close()
     ended = [thread for thread in threading.enumerate() if thread.name == "fastapi-observe-close"]
     for thread in ended:
         thread.join(5)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import prometheus_client
 import pytest
 from fastapi import FastAPI
+from injection import replacing
 from prometheus_client import CollectorRegistry
 from servers import serving
 
@@ -24,6 +25,7 @@ from fastapi_observe.cli.cardinality import Report
 from fastapi_observe.cli.main import main
 from fastapi_observe.cli.output import printable
 from fastapi_observe.cli.scrape import Scrape, ScrapeError, parse_families, scrape
+from fastapi_observe.internal.networks import address_in
 from fastapi_observe.slo import http_get
 
 if TYPE_CHECKING:
@@ -362,10 +364,9 @@ def test_the_token_is_sent(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
             assert "the token is not an ASCII word" in printed(capsys, url, "--token", wrong)[2]
 
 
-def test_the_token_goes_over_http_to_private_hosts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_goes_over_http_to_private_hosts_only() -> None:
     """Without TLS the token is sent to a private address only, unless `--allow-http-token` is passed."""
-    monkeypatch.setattr(http_get, "PRIVATE_NETWORKS", ())
-    with answering(b"up 1\n") as url:
+    with answering(b"up 1\n") as url, replacing(address_in, lambda *_: False):
         with pytest.raises(ScrapeError, match=r"over plain http to a public address; use https"):
             scrape(url, TOKEN)
         assert list(scrape(url, TOKEN, allow_http_token=True).metrics) == ["up"]

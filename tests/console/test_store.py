@@ -53,16 +53,15 @@ def test_newer_traces_replace_older_ones_but_not_failed_and_slow_ones() -> None:
     assert store.counts()["traces"] <= MAX_TRACES + store_module.MAX_FAILED + store_module.MAX_SLOW
 
 
-def test_bytes_are_bounded_even_if_every_request_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_bounded_even_if_every_request_fails() -> None:
     """Protected traces are evicted too if nothing else makes room."""
-    monkeypatch.setattr(store_module, "MAX_STORED_BYTES", 100_000)
     store = Store()
     for number in range(100):
         trace_id = f"{number:032x}"
         store.add_summary(summary(trace_id, failed=True), None)
         for _ in range(20):
-            store.add_line(b"x" * 1000, trace_id)
-    assert store.size <= 100_000
+            store.add_line(b"x" * 200_000, trace_id)
+    assert store.size <= store_module.MAX_STORED_BYTES
     assert store.counts()["evicted"] > 90
     assert store.trace(f"{99:032x}") is not None
 
@@ -70,9 +69,10 @@ def test_bytes_are_bounded_even_if_every_request_fails(monkeypatch: pytest.Monke
 def test_a_large_trace_is_cut_and_says_so() -> None:
     """Of one trace at most 500 spans and 200 lines are held; the others are counted. Values are cut."""
     store = Store()
-    for span in spans(MAX_SPANS + 11, text="y" * 10_000):
+    made = spans(MAX_SPANS + 11, text="y" * 10_000)
+    for span in made:
         store.add_span(span)
-    trace_id = next(iter(store._traces))
+    trace_id = f"{made[0].context.trace_id:032x}"
     for _ in range(store_module.MAX_TRACE_LINES + 7):
         store.add_line(b"{}", trace_id)
     trace = store.trace(trace_id)
@@ -106,7 +106,8 @@ def test_threads_may_add_at_the_same_time() -> None:
         thread.join()
     assert store.seq == 800
     assert len(store.points) == 800
-    assert store.size == sum(trace.size for trace in store._traces.values())
+    held = [store.trace(f"{1000 * at + number:032x}") for at in range(4) for number in range(200)]
+    assert store.size == sum(trace.size for trace in held if trace is not None)
     assert [each["seq"] for each in store.summaries(790)] == list(range(800, 790, -1))
 
 

@@ -463,7 +463,9 @@ LOGGED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", sorted(LOGGED))
-def test_any_logged_value_is_one_valid_line(observed: Callable[..., Seen], name: str) -> None:
+def test_any_logged_value_is_one_valid_line(
+    observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     """As message, as field, as bound field and as exception: each call gives one line of JSON with the ids."""
     app = FastAPI()
     value = LOGGED[name]()
@@ -485,7 +487,7 @@ def test_any_logged_value_is_one_valid_line(observed: Callable[..., Seen], name:
     assert answer.raised is None
     assert answer.messages[0]["status"] == 200
     seen.observe.flush()
-    text = seen._capsys.readouterr().out
+    text = capsys.readouterr().out
     lines = [json.loads(line) for line in text.split("\n") if line and "asyncio" not in line]
     assert [line["level"] for line in lines] == ["info", "info", "warn", "error", "debug", "info"]
     assert [line["message"] for line in lines[1:5]] == ["field {} %s", "bound", "exception", "context"]

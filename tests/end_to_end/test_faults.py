@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -420,12 +421,11 @@ def test_a_background_function_that_hides_its_name_still_runs(observed: Callable
     assert_internal_errors(seen, "background")
 
 
-def test_an_internal_error_that_cannot_be_logged_is_counted(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
+def test_an_internal_error_that_cannot_be_logged_is_counted(observed: Callable[..., Seen]) -> None:
     """If logging the error fails too, the request is served."""
     app = make_app()
     seen = observed(app)
-    monkeypatch.setattr("logging.Logger.error", boom)
-    with failing(seen.observe.metrics.on_request_end):
+    with failing(seen.observe.metrics.on_request_end, logging.Logger.error):
         answer = asyncio.run(ask(app, http_scope("/ok"), Server([]), []))
     assert answer.messages[0]["status"] == 200
     assert seen.observe.internal_errors.counts == {"metrics.on_request_end": 1}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
-from loguru import logger
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -28,6 +27,8 @@ from tools import HOST_WARNINGS, until
 
 import fastapi_observe
 from fastapi_observe import ObserveSettings, SettingsError, get_observability, install
+from fastapi_observe.internal.loguru import handlers
+from fastapi_observe.internal.prometheus_client import list_collectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,16 +68,15 @@ def process() -> dict[str, Any]:
         for name in ("", *SERVERS)
         for found in (logging.getLogger(name),)
     }
-    core: Any = logger._core  # type: ignore[attr-defined]
     return {
         "threads": {each for each in threading.enumerate() if each.is_alive() and not each.name.startswith("Trio")},
-        "loguru": [handler._levelno for handler in core.handlers.values()],
+        "loguru": [handler._levelno for handler in (handlers() or {}).values()],
         "loggers": loggers,
         "gc": list(gc.callbacks),
         "background": BackgroundTask.__call__,
         "excepthook": (sys.excepthook, threading.excepthook),
         "stdout": (sys.stdout, sys.stderr),
-        "registry": set(REGISTRY._collector_to_names),
+        "registry": set(list_collectors(REGISTRY)),
     }
 
 

@@ -17,6 +17,7 @@ import pytest
 from collectors import Collector, Mode
 from fastapi import FastAPI
 from injection import failing
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, StatusCode
 from tools import no_thread_starts, until, volume
 
@@ -29,6 +30,7 @@ from fastapi_observe.export.queue import CollectorOutage, ExportQueue
 from fastapi_observe.export.transport import ExportResult
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.traces.processors import ExportProcessor
 from fastapi_observe.traces.provider import ObserveTracerProvider
 from fastapi_observe.traces.service import TracingService
 
@@ -456,9 +458,7 @@ def test_unsampled_spans_are_not_exported() -> None:
     """A span that is recorded but not sampled, as a user's sampler may decide, is not exported."""
     with Collector() as collector:
         one = Exporting(collector)
-        span: Any = one.tracing.tracer.start_span("s")
-        span._context = SpanContext(1, 2, is_remote=False)
-        span.end()
+        ExportProcessor(one.queue).on_end(ReadableSpan("s", SpanContext(1, 2, is_remote=False)))
         assert one.counts.produced == 0
         one.tracing.close()
 

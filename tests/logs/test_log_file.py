@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import interpreter
 import pytest
+from injection import replacing
 from tools import limited, until, volume
 
-from fastapi_observe.logs.file import file as log_file
 from fastapi_observe.logs.file import retention as log_retention
 from fastapi_observe.logs.file.file import LogFile
 from fastapi_observe.logs.file.rotation import Limits, LogFileNames, parse_limits
 from fastapi_observe.settings.model import ObserveSettings
+from fastapi_observe.workers.locks import is_same_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -645,11 +646,11 @@ def test_a_process_that_is_stopped_with_the_lock_is_passed_by(tmp_path: Path) ->
     assert (file.written, errors.reported) == (2, [])
 
 
-def test_a_file_that_never_stays_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_never_stays_is_given_up(tmp_path: Path) -> None:
     """A program that takes the file away each time cannot occupy the writer for ever."""
-    monkeypatch.setattr(log_file, "is_same_file", lambda *_: False)
     file, _ = log_at(tmp_path / "app.log")
-    file.write([b"line\n"])
+    with replacing(is_same_file, lambda *_: False):
+        file.write([b"line\n"])
     assert file.dropped["file_write"] == 1
 
 

@@ -29,7 +29,7 @@ from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.logs import loguru as log_loguru
 from fastapi_observe.logs.handlers import SERVER_LOGGERS
 from fastapi_observe.logs.messages import ids_from_exception
-from fastapi_observe.logs.service import _CAPTURE, LogService, level_name
+from fastapi_observe.logs.service import LogService, level_name
 from fastapi_observe.records.exceptions import MAX_CHAIN_LENGTH
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.request import CONTEXT_KEY, RequestRecord
@@ -815,7 +815,7 @@ def test_the_intercept_handler_on_the_root(make: Callable[..., LogService], line
 def test_a_removed_handler_is_added_at_the_next_start(make: Callable[..., LogService], lines: Lines) -> None:
     """`logger.remove()` removes our handlers, too."""
     logs = make()
-    logger.remove(_CAPTURE.loguru._ids[40])
+    logger.remove()
     logger.error("lost")
     logs.start()
     logger.error("found")

@@ -46,10 +46,10 @@ async def _nothing(message: Any = None) -> Any:
     return None
 
 
-def _used(**settings: Any) -> MetricsService:
+def _used(internal_errors: InternalErrors | None = None, **settings: Any) -> MetricsService:
     """Return a service of which every metric has been used."""
     settings = {"include_default_registry": False, "max_series_per_metric": 3, **settings}
-    internal_errors = InternalErrors()
+    internal_errors = internal_errors or InternalErrors()
     metrics = MetricsService(ObserveSettings(**settings), internal_errors)
     internal_errors("somewhere", RuntimeError())
     for status in (200, 404, 503):
@@ -269,7 +269,8 @@ class _Breaks:
 @pytest.mark.parametrize("accept", ["", OPEN])
 def test_a_collector_that_raises_is_left_out(accept: str) -> None:
     """It is skipped and counted; all other families are in the response."""
-    metrics = _used()
+    internal_errors = InternalErrors()
+    metrics = _used(internal_errors)
     metrics.registry.register(_Breaks())
     metrics.gauge("broken", "Raises.").set_function(lambda: 1 // 0)
     strange = GaugeMetricFamily("strange", "No UTF-8.", labels=["path"])
@@ -280,7 +281,7 @@ def test_a_collector_that_raises_is_left_out(accept: str) -> None:
     assert "orders_created_total 1\n" in body
     assert "broken" not in body
     assert "strange" not in body
-    assert metrics._internal_errors.counts["collect"] == 3
+    assert internal_errors.counts["collect"] == 3
 
 
 def test_target_info_comes_first() -> None:

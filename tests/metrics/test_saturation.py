@@ -152,15 +152,14 @@ def test_the_sampler_moves_to_a_new_loop() -> None:
 
 async def test_one_running_loop_is_sampled_at_a_time() -> None:
     """`start` in another running loop has no effect."""
-    saturation, _ = _made()
+    saturation, registry = _made()
     saturation.start()
-    first = saturation._loop
 
     async def start() -> None:
         saturation.start()
 
     await asyncio.to_thread(asyncio.run, start())
-    assert saturation._loop is first
+    assert registry.get_sample_value("asyncio_tasks") == 1
     saturation.stop()
 
 
@@ -194,8 +193,8 @@ def test_an_install_that_is_never_closed_leaves_no_callback() -> None:
     for empty in (False, True):
         saturation = Saturation(interval=INTERVAL)
         saturation.start()
-        pauses = saturation._pauses
-        assert pauses in gc.callbacks
+        pauses = gc.callbacks[-1]
+        assert isinstance(pauses, GcPauses)
         if empty:
             gc.callbacks.remove(pauses)
         del saturation

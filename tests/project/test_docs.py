@@ -25,6 +25,7 @@ import fastapi_observe
 from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, current, observability
 from fastapi_observe.cli.main import main
 from fastapi_observe.export.counts import ExportCollector
+from fastapi_observe.internal.prometheus_client import list_collectors
 from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.metrics.shared.cells import WorkersCollector
 from fastapi_observe.records.pool import PoolState
@@ -73,11 +74,11 @@ EXAMPLES = [example for page in PAGES for example in examples(page)]
 @pytest.fixture
 def _uninstall() -> Iterator[None]:
     """Whatever an example installs is closed after it; what it put into the default registry is taken out."""
-    before, registered = list(observability.INSTALLED), set(REGISTRY._collector_to_names)
+    before, registered = list(observability.INSTALLED), set(list_collectors(REGISTRY))
     yield
     for one in reversed([each for each in observability.INSTALLED if each not in before]):
         one.close()
-    for collector in set(REGISTRY._collector_to_names) - registered:
+    for collector in set(list_collectors(REGISTRY)) - registered:
         REGISTRY.unregister(collector)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import traceback
 from typing import TypeVar
 
 import pytest
+from injection import failing
 
 from fastapi_observe.records.exceptions import (
     MAX_CHAIN_LENGTH,
@@ -191,7 +193,7 @@ def test_messages_that_cannot_be_read() -> None:
     assert "UnprintableError" in exception_stacktrace(raised(UnprintableError()))
 
 
-def test_a_stack_trace_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_trace_that_cannot_be_read() -> None:
     """An exception class may override anything."""
-    monkeypatch.setattr("traceback.TracebackException.format", lambda *_, **__: 1 / 0)
-    assert exception_stacktrace(ValueError()) == UNPRINTABLE_STACK
+    with failing(traceback.TracebackException.format):
+        assert exception_stacktrace(ValueError()) == UNPRINTABLE_STACK

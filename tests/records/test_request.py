@@ -33,6 +33,7 @@ class Played:
         self.reports = 0
         self.internal_errors = InternalErrors()
         self.send_raises: BaseException | None = None
+        self.report_raises: Exception | None = None
         self.record: Any = kind(
             {"type": "http", "method": "GET", "path": "/", **scope},
             self._receive,
@@ -51,6 +52,8 @@ class Played:
             raise self.send_raises
 
     def _end(self, record: RequestRecord) -> None:
+        if self.report_raises is not None:
+            raise self.report_raises
         self.reports += 1
 
     async def send(self, *messages: Message) -> Played:
@@ -384,7 +387,7 @@ async def test_internal_errors_are_counted_and_not_raised() -> None:
     played.record.on_response_start = lambda _: 1 / 0
     await played.send(START)
     assert played.sent == [START]
-    played.record._on_end = lambda _: 1 / 0
+    played.report_raises = ZeroDivisionError()
     await played.send(body())
     assert played.internal_errors.counts == {"request.send": 1, "request.end": 1}
     hostile = Played()

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from injection import replacing
 from monitored import command, every_second, free_port, prometheus, scraping
 from servers import serving
 
 from fastapi_observe import Availability, Latency, SLOOptions
+from fastapi_observe.internal.networks import address_in
 from fastapi_observe.slo import http_get
 from fastapi_observe.slo.loading import get_plan
 from fastapi_observe.slo.prometheus.api import Prometheus
@@ -271,14 +273,14 @@ def test_a_response_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not thread.is_alive()
 
 
-def test_a_token_is_not_sent_in_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_not_sent_in_clear() -> None:
     """A token is sent over plain http to a private address only, unless the user allows it."""
     with fake_prometheus(status__flags=(200, {})) as url:
         assert Prometheus(url, "secret").get("status/flags") == {}
-        monkeypatch.setattr(http_get, "PRIVATE_NETWORKS", ())
-        with pytest.raises(UnreachableError, match="over plain http to a public address; use https"):
-            Prometheus(url, "secret").get("status/flags")
-        assert Prometheus(url, "secret", allow_http_token=True).get("status/flags") == {}
+        with replacing(address_in, lambda *_: False):
+            with pytest.raises(UnreachableError, match="over plain http to a public address; use https"):
+                Prometheus(url, "secret").get("status/flags")
+            assert Prometheus(url, "secret", allow_http_token=True).get("status/flags") == {}
 
 
 def test_errors_of_the_verify_command(tmp_path: Path) -> None:

@@ -182,16 +182,15 @@ def test_an_interrupted_merge_counts_once(tmp_path: Path) -> None:
     second.leave()
 
 
-def test_no_space_for_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_for_the_archive(tmp_path: Path) -> None:
     """A merge that finds no space changes nothing: the files of ended workers are read as before."""
     dead = Member(tmp_path)
     dead.metrics.counter("jobs_total", "Jobs.").inc(3)
     dead.die()
     member = Member(tmp_path)
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-    assert member.samples()["jobs_total"] == {(): 3}
-    assert member.samples()["jobs_total"] == {(): 3}
-    monkeypatch.undo()
+    with failing(Path.replace, error=OSError(errno.ENOSPC, "full")):
+        assert member.samples()["jobs_total"] == {(): 3}
+        assert member.samples()["jobs_total"] == {(): 3}
     assert member.samples()["jobs_total"] == {(): 3}
     assert not dead.worker.file_prefix.with_suffix(".index").exists()
     member.leave()
