@@ -99,7 +99,7 @@ def read_call(
         return _read_rpc(attributes)
     call = read_http(attributes)
     if call is None and kind is SpanKind.PRODUCER:  # taskiq and Celery do not name the messaging system
-        library = scope.removeprefix("opentelemetry.instrumentation.").partition(".")[0]
+        library = str(scope).removeprefix("opentelemetry.instrumentation.").partition(".")[0]
         call = Call(library or "unknown", name)
     return call
 

@@ -234,10 +234,22 @@ def _silence(middleware: Any) -> None:
 
 
 def pass_real_span(middleware: Any) -> None:
-    """Call the hook of contrib's middleware with the span that a `Placeholder` replaces."""
+    """Call the hook of contrib's middleware with the span that a `Placeholder` replaces.
+
+    What the hook raises is recorded there and goes no further, as in newer versions of contrib.
+    """
     hook = getattr(middleware, "server_request_hook", None)
-    if callable(hook):
-        middleware.server_request_hook = lambda span, scope: hook(getattr(span, "replaced", span), scope)
+    if not callable(hook):
+        return
+
+    def call_hook(span: trace.Span, scope: Scope) -> None:
+        real = getattr(span, "replaced", span)
+        try:
+            hook(real, scope)
+        except Exception as exc:  # noqa: BLE001 - code of the user
+            real.record_exception(exc)
+
+    middleware.server_request_hook = call_hook
 
 
 class Placeholder(NonRecordingSpan):

@@ -109,6 +109,7 @@ def test_attributes_of_something_else(kind: SpanKind) -> None:
     producer = SpanKind.PRODUCER
     assert read_call("send/a", producer, attributes, "opentelemetry.instrumentation.celery") == Call("celery", "send/a")
     assert read_call("send/a", producer, attributes) == Call("unknown", "send/a")
+    assert read_call("send/a", producer, attributes, 7) == Call("7", "send/a")  # type: ignore[arg-type]
     assert layer_of(attributes, producer) == "external"
 
 
