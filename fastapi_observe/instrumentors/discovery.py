@@ -119,10 +119,13 @@ def _conflict(entry_point: EntryPoint) -> str:
     if entry_point.dist is None:
         return ""
     # Without instrumentors it is not needed, and it takes long.
-    from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts  # noqa: PLC0415
+    from opentelemetry.instrumentation import dependencies  # noqa: PLC0415
 
+    find_conflict: Any = getattr(dependencies, "get_dist_dependency_conflicts", None)
+    if find_conflict is None:  # not in every version; found when the instrumentor is loaded
+        return ""
     try:
-        conflict: Any = get_dist_dependency_conflicts(entry_point.dist)
+        conflict = find_conflict(entry_point.dist)
     except Exception as exc:  # noqa: BLE001 - metadata may be anything
         return f"its requirements cannot be read ({type(exc).__name__})"
     return "" if conflict is None else describe_conflict(conflict)

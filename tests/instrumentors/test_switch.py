@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from libraries import instrumentor
 from opentelemetry import propagate, trace
+from opentelemetry.instrumentation import dependencies
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -181,6 +182,19 @@ def test_what_is_installed_is_switched_on_and_off(package: Callable[..., Any], o
     seen.observe.close()
     assert fake.Good.provider is None
     assert not messages(seen, "warn")
+
+
+def test_versions_that_cannot_check_a_package(
+    package: Callable[..., Any], observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With opentelemetry-instrumentation 0.54 conflicts are found when the instrumentor is loaded."""
+    monkeypatch.delattr(dependencies, "get_dist_dependency_conflicts", raising=False)
+    fake = package(good="fake_instrumentors:Good", old="fake_instrumentors:Old", absent="fake_instrumentors:Absent")
+    seen = observed(FastAPI(), instrument=["good", "old", "absent"])
+    assert fake.Good.provider is not None
+    (line,) = messages(seen)
+    assert "switched on: good. Left alone: absent (no-such-library >= 1 is not installed), old (supports" in line
+    assert seen.observe.internal_errors.counts == {}
 
 
 def test_an_instrumentor_that_fails_is_named_with_the_remedy(
