@@ -138,6 +138,32 @@ def test_the_extras_allow_no_less_than_the_dependencies() -> None:
     assert {name: found for name, found in bounds.items() if len(found) > 1} == {}
 
 
+def test_the_design_page_lists_the_private_names_of_other_libraries() -> None:
+    """docs/explanation/design.md has each module of `internal/` that uses such names, and what happens without them."""
+    page = (ROOT / "docs" / "explanation" / "design.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- private names -->\n")[2].partition("<!-- /private names -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert all(len(row) == 3 and len(row[2].split()) > 3 for row in rows)
+    modules = set()
+    for path in (ROOT / "fastapi_observe" / "internal").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {
+            node.args[1].value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in {"getattr", "hasattr"}
+            and isinstance(node.args[1], ast.Constant)
+        }
+        private = {str(name) for name in names if str(name).startswith("_") and not str(name).startswith("__")}
+        module = f"`internal/{path.name}`"
+        listed = " ".join(row[1] for row in rows if row[0] == module)
+        assert {name for name in private if f"`{name}`" not in listed and f".{name}." not in listed} == set(), module
+        if private or "ames of " in (ast.get_docstring(tree) or ""):
+            modules.add(module)
+    assert {row[0] for row in rows} == modules
+
+
 def test_the_design_page_names_every_dependency_and_its_job() -> None:
     """docs/explanation/design.md lists the dependencies of pyproject.toml, and the package imports each of them."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
