@@ -34,7 +34,11 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
     try:
         app = request.getfixturevalue("app")
     except pytest.FixtureLookupError:
-        observability = get_observability()
+        try:
+            observability = get_observability()
+        except RuntimeError as error:  # none or several are installed
+            step = "have a fixture `app` return the app of the test"
+            pytest.fail(f"{error}; in tests {step}", pytrace=False)
     else:
         observability = getattr(getattr(app, "state", None), "observe", None)
         if observability is None:

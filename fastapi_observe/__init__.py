@@ -11,6 +11,7 @@ from fastapi_observe.settings import environment  # noqa: F401
 from fastapi_observe.current import get_observability, job, operation, traced
 from fastapi_observe.install import install, install_worker
 from fastapi_observe.observability import Observability
+from fastapi_observe.records.pool import PoolState
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
 
@@ -42,6 +43,7 @@ __all__ = [
     "Observability",
     "ObservabilityDep",
     "ObserveSettings",
+    "PoolState",
     "SLOOptions",
     "SettingsError",
     "SpanDep",

@@ -495,7 +495,7 @@ class Observability:
         """Log once that only the default restricts access to the metrics, which a proxy may undermine unseen."""
         settings = self.settings
         guards = {"metrics_access", "metrics_token", "metrics_dependency", "metrics_port"}
-        served = settings.metrics and settings.environment != "development"
+        served = settings.metrics and not settings.development
         if self.logged_access or not served or guards & settings.model_fields_set:
             return
         self.logged_access = True

@@ -122,6 +122,19 @@ def test_order(observed):
     run(tests).assert_outcomes(passed=1)
 
 
+def test_several_apps_without_a_fixture(run: Callable[..., pytest.RunResult]) -> None:
+    """The error says how a test names its app."""
+    tests = """
+apps = [make(), make()]
+
+def test_order(observed):
+    pass
+"""
+    result = run(tests)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*2 apps are installed*; in tests have a fixture `app` return the app of the test*"])
+
+
 def test_nothing_is_imported_until_it_is_used(run: Callable[..., pytest.RunResult]) -> None:
     """A run that does not use the fixture imports neither the package nor its dependencies; without an app it fails."""
     tests = """

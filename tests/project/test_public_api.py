@@ -29,6 +29,7 @@ PUBLIC = [
     "Observability",
     "ObservabilityDep",
     "ObserveSettings",
+    "PoolState",
     "SLOOptions",
     "SettingsError",
     "SpanDep",

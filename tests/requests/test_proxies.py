@@ -165,6 +165,15 @@ def test_the_default_is_logged_at_startup(observed: Callable[..., Seen]) -> None
         seen.observe.close()
 
 
+def test_the_default_is_not_logged_under_reload(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`uvicorn --reload` is development too."""
+    monkeypatch.setattr("sys.argv", ["/bin/uvicorn", "main:app", "--reload"])
+    app = FastAPI()
+    seen = observed(app, metrics_access=DEFAULT)
+    scrape(app, path="/x")
+    assert not [line for line in seen.lines if line["message"].startswith("Metrics at")]
+
+
 def test_unix_sockets_are_private() -> None:
     """A peer without an address is a UNIX socket."""
     policy = TrustPolicy("private")
