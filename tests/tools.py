@@ -52,8 +52,12 @@ def needs(program: str) -> str:
 
 
 def needs_package(name: str) -> str:
-    """Return the name of an importable package; where it is missing, skip or fail as `needs` does."""
-    return name if find_spec(name) is not None else _missing(f"the package {name} is not installed")
+    """Return the name of an importable package or module; where it is missing, skip or fail as `needs` does."""
+    try:
+        is_found = find_spec(name) is not None
+    except ModuleNotFoundError:  # a package around it is missing
+        is_found = False
+    return name if is_found else _missing(f"the package {name} is not installed")
 
 
 def _missing(reason: str) -> str:
