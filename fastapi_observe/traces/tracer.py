@@ -66,7 +66,8 @@ class ObserveTracer(Tracer):
         observer = self.calls.observer if kind in CALL_KINDS and not is_own else None
         if observer is not None and observer.has_span_of(parent, attributes):
             return NonRecordingSpan(parent.get_span_context())
-        if excluded_signals(start_context) & _TRACES:
+        # The current context: the one that is given may be new, of what was extracted from headers.
+        if excluded_signals(OTEL_CONTEXT.get()) & _TRACES:
             span = NonRecordingSpan(parent.get_span_context())  # samplers that do not follow the parent may choose it
         elif isinstance(parent, PendingSpan):
             span = self._start_pending(parent, name, start_context, kind, start_time)

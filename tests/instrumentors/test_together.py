@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from libraries import SAMPLING, http_service, instrumentor, library, redis_server
 from opentelemetry import trace as otel_trace
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, TraceFlags
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import StaticPool
@@ -153,10 +154,13 @@ async def test_a_cancelled_command_is_cancelled(observed: Callable[..., Seen], s
     assert [(line["fields"]["operation"], line["fields"]["outcome"]) for line in lines] == [("BLPOP", "cancelled")]
 
 
-@pytest.mark.parametrize("sampler", ["parentbased_traceidratio", "always_on"])
+@pytest.mark.parametrize(
+    ("sampler", "server_span"),
+    [("parentbased_traceidratio", "observe"), ("always_on", "observe"), ("always_on", "contrib")],
+)
 @pytest.mark.parametrize("signals", [["traces"], ["traces", "metrics"], ["traces", "metrics", "logs"]])
 def test_calls_of_requests_without_traces_count(
-    observed: Callable[..., Seen], signals: list[str], sampler: str
+    observed: Callable[..., Seen], signals: list[str], sampler: str, server_span: str
 ) -> None:
     """In a request that is excluded from traces no span is recorded, and the other signals see every call once."""
     requests = library("requests")
@@ -167,7 +171,7 @@ def test_calls_of_requests_without_traces_count(
     def health() -> None:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1 AS one"))
-        with otel_trace.get_tracer("theirs").start_as_current_span("theirs") as span:
+        with otel_trace.get_tracer("theirs").start_as_current_span("theirs", context=Context()) as span:
             assert not span.is_recording()
             requests.get(service.url, timeout=20)
 
@@ -180,6 +184,7 @@ def test_calls_of_requests_without_traces_count(
             instrument=[instrumentor("sqlite3"), instrumentor("requests"), instrumentor("urllib3")],
             exclude_from={signal: ["/health"] for signal in signals},
             sampler=sampler,
+            server_span=server_span,
         )
         with TestClient(app) as client:
             assert client.get("/health").status_code == 200
