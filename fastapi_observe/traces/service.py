@@ -19,7 +19,6 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode
 
 from fastapi_observe.internal.errors import Renamed
 from fastapi_observe.internal.opentelemetry import (
-    FLAGS,
     GLOBAL_PROVIDER,
     OTEL_CONTEXT,
     SPAN_KEY,
@@ -28,6 +27,7 @@ from fastapi_observe.internal.opentelemetry import (
     SpanFactory,
     UnsampledSpan,
     is_sdk_compatible,
+    local_context,
 )
 from fastapi_observe.records.fields import current_fields
 from fastapi_observe.records.guard import fail_safe, return_no_op
@@ -308,10 +308,7 @@ class TracingService:
                 chosen = self.rate_limit.allow()
         span: Span
         if chosen:
-            position = SpanContext(
-                int(ids[0], 16), int(ids[1], 16), is_remote=False, trace_flags=FLAGS[random | 1], trace_state=state
-            )
-            attributes = self._request_attributes(record)
+            position, attributes = local_context(ids, random | 1, state), self._request_attributes(record)
             span = factory.start(
                 record.method, position, parent, context, attributes, record.started_ns, record.span_kind
             )
