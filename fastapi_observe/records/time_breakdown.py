@@ -106,16 +106,25 @@ class TimeBreakdown:
             del self.operations[: len(batch)]
             if len(batch) > 1:
                 batch.sort(key=_STARTED)
-            # Read once for all operations, not for each.
-            counts, totals, busy, busy_until = self.counts, self.seconds, self.busy, self._until
+            # In local variables: they change with each operation.
+            queries, query_seconds, busy, busy_until = 0, 0.0, self.busy, self._until
             for operation in batch:
                 begin = operation.started
                 if operation.ended:
                     kind, seconds = operation.kind, operation.duration
-                    counts[kind] += 1
-                    totals[kind] += seconds
                     if kind == "database":
-                        self._count_statement(operation.repetition_key, seconds)
+                        queries += 1
+                        query_seconds += seconds
+                        statement = operation.repetition_key
+                        totals = self.statements.get(statement)
+                        if totals is None:
+                            self._add_statement(statement, seconds)
+                        else:
+                            totals[0] += 1
+                            totals[1] += seconds
+                    else:
+                        self.counts[kind] += 1
+                        self.seconds[kind] += seconds
                     end = begin + seconds
                     if end > until:  # noqa: PLR1730 - calling min() costs more, as max() below
                         end = until
@@ -129,15 +138,12 @@ class TimeBreakdown:
                 if end > begin:
                     busy += end - begin
                     busy_until = end
+            self.counts["database"] += queries
+            self.seconds["database"] += query_seconds
             self.busy, self._until = busy, busy_until
             self._aggregate_after = len(self.operations) + AGGREGATE_AFTER
 
-    def _count_statement(self, statement: str, seconds: float) -> None:
-        totals = self.statements.get(statement)
-        if totals is not None:
-            totals[0] += 1
-            totals[1] += seconds
-            return
+    def _add_statement(self, statement: str, seconds: float) -> None:
         if len(self.statements) >= MAX_COUNTED_STATEMENTS:  # statements seen once make room
             self.statements = {text: totals for text, totals in self.statements.items() if totals[0] > 1}
         if len(self.statements) < MAX_COUNTED_STATEMENTS:
