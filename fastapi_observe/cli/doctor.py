@@ -9,11 +9,12 @@ import sys
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs
 
 from opentelemetry.context import set_value
 
 from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, align, printable
-from fastapi_observe.cli.scrape import add_token_arguments, read_token
+from fastapi_observe.cli.scrape import NO_URL, add_token_arguments, read_token, split_app_url
 from fastapi_observe.doctor.app import check_app
 from fastapi_observe.doctor.check import Check, run_checks
 from fastapi_observe.doctor.probe import probe_app, probe_exports
@@ -40,7 +41,8 @@ def add_doctor(commands: Commands) -> None:
         help="find what is wrong with the set-up, with the next step",
         description="Check settings, versions, exports, access to the metrics, duplicates, workers, clock and disk. An "
         "empty request is sent to each export endpoint.",
-        epilog="Exits with 1 if something is wrong, with 2 if the app cannot be imported or a setting is invalid.",
+        epilog="Exits with 1 if something is wrong, with 2 if the app cannot be imported, or a setting or "
+        "--url is invalid.",
     )
     parser.add_argument("app", nargs="?", metavar="MODULE:APP", help="such as main:app, to check an installed app")
     parser.add_argument("--url", help="of the running app, such as http://127.0.0.1:8000")
@@ -96,8 +98,18 @@ def _check(args: argparse.Namespace) -> list[Check]:
         of_settings = (check_settings, probe_exports, check_log_file)
         groups[1:1] = [partial(check, settings) for check in of_settings]
     if args.url is not None:
-        groups.append(partial(probe_app, args.url, read_token(args), allow_http_token=args.allow_http_token))
+        url, token = _app_url(args.url, read_token(args))
+        groups.append(partial(probe_app, url, token, allow_http_token=args.allow_http_token))
     return [*dict.fromkeys(run_checks(*groups))]  # a running app has some of ours, such as the versions
+
+
+def _app_url(url: str, token: str | None) -> tuple[str, str | None]:
+    """Return the URL of an app from that of the app, its metrics or its console, and the token of the console."""
+    parts = split_app_url(url)
+    if parts is None:
+        raise LoadError("; ".join(NO_URL))
+    path = parts.path.rstrip("/").removesuffix("/metrics").removesuffix("/observe")
+    return f"{parts.scheme}://{parts.netloc}{path}", token or parse_qs(parts.query).get("t", [None])[0]
 
 
 def checks_as_json(checks: list[Check]) -> str:

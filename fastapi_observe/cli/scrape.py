@@ -18,6 +18,7 @@ from fastapi_observe.workers.files import OVERFLOW
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator
+    from urllib.parse import SplitResult
 
     from httpx import Response
     from prometheus_client.metrics_core import Metric
@@ -28,6 +29,20 @@ PARSE_BATCH: Final = 1000
 MAX_QUOTED_URL_LENGTH: Final = 200
 """Maximum length of a URL in a message, in characters."""
 EXAMPLE_URL: Final = "http://127.0.0.1:8000/metrics"
+
+
+NO_URL: Final = ("--url is not an http or https URL", "use one such as http://127.0.0.1:8000")
+"""The reason and the next step for the URL of an app that cannot be used."""
+
+
+def split_app_url(url: str) -> SplitResult | None:
+    """Return the parts of the URL of an app; None if it is not an http or https URL, or has a user or a password."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        return None
+    return parts if usable and url.isascii() and url.isprintable() and " " not in url else None
 
 
 class ScrapeError(Exception):

@@ -7,10 +7,10 @@ import os
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, add_json_argument, printable
-from fastapi_observe.cli.scrape import add_token_arguments, read_token
+from fastapi_observe.cli.scrape import NO_URL, add_token_arguments, read_token, split_app_url
 from fastapi_observe.console.discovery import running_servers
 from fastapi_observe.slo.http_get import GetError, get, iter_body
 from fastapi_observe.terminal.exceptions import render_exception
@@ -124,13 +124,9 @@ def _describe(server: RunningServer) -> str:
 
 def _console_url(url: str, token: str | None) -> tuple[str, str | None]:
     """Return the URL of a console without query and last slash, and the token, which may be in the query."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and "@" not in parts.netloc
-    except ValueError:
-        usable = False
-    if not usable or not url.isascii() or not url.isprintable() or " " in url:
-        raise ShowError("--url is not an http or https URL", "use one such as http://127.0.0.1:8000")
+    parts = split_app_url(url)
+    if parts is None:
+        raise ShowError(*NO_URL)
     path = parts.path.rstrip("/") or "/observe"
     return f"{parts.scheme}://{parts.netloc}{path}", token or parse_qs(parts.query).get("t", [None])[0]
 

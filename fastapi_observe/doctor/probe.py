@@ -93,24 +93,23 @@ def check_clock(url: str, path: str = "/") -> Iterator[Check]:
 
 def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
     """Ask a running app: its console, if it has one for this client, and who can read its metrics."""
-    base = url.rstrip("/")
-    of_console = [*_probe_console(base, token, allow_http_token=allow_http_token)]
+    of_console = [*_probe_console(url, token, allow_http_token=allow_http_token)]
     yield from of_console
-    own = _status(f"{base}/metrics", AS_DOCTOR)
+    own = _status(f"{url}/metrics", AS_DOCTOR)
     if isinstance(own, str):
         yield Check("app", "wrong", own, "start it, or correct --url")
         return
-    public = _status(f"{base}/metrics", {**AS_DOCTOR, "X-Forwarded-For": PUBLIC_PEER})
+    public = _status(f"{url}/metrics", {**AS_DOCTOR, "X-Forwarded-For": PUBLIC_PEER})
     if public == OK_STATUS:
-        found = f"{base}/metrics is served to a public client behind a proxy"
+        found = f"{url}/metrics is served to a public client behind a proxy"
         yield Check("metrics access", "wrong", found, "set metrics_token or metrics_access")
     elif own == OK_STATUS:
-        yield Check("metrics access", "ok", f"{base}/metrics is served to this machine, not to a public client")
-        yield from _probe_metrics(f"{base}/metrics", has_console=len(of_console) > 1)
+        yield Check("metrics access", "ok", f"{url}/metrics is served to this machine, not to a public client")
+        yield from _probe_metrics(f"{url}/metrics", has_console=len(of_console) > 1)
     else:
-        found = f"{base}/metrics responds {own} to this machine"
+        found = f"{url}/metrics responds {own} to this machine"
         yield Check("metrics access", "look", found, NOT_SERVED.get(own, "see the log of the app"))
-    yield from check_clock(base, urlsplit(f"{base}/metrics").path)
+    yield from check_clock(url, urlsplit(f"{url}/metrics").path)
 
 
 def _probe_metrics(url: str, *, has_console: bool) -> Iterator[Check]:

@@ -308,6 +308,23 @@ def test_a_running_app_outside_development(capsys: pytest.CaptureFixture[str]) -
     assert "Start it, or correct --url." in capsys.readouterr().out
 
 
+def test_what_is_pasted_as_the_url(capsys: pytest.CaptureFixture[str]) -> None:
+    """The address of the metrics, or of the console with its token, means the app; another text exits with 2."""
+    app = FastAPI(title="shop")
+    install(app, capture_logging=False, console=True, console_token="a-long-token-for-tests")  # noqa: S106 - of a test
+    with serving(app) as port:
+        url = f"http://127.0.0.1:{port}"
+        for path, has_console in (("/metrics", False), ("/observe/?t=a-long-token-for-tests", True)):
+            main(["doctor", "--url", f"{url}{path}"])
+            out = capsys.readouterr().out
+            assert f"{url}/metrics is served to this machine, not to a public client" in out
+            assert ("internal errors" in out) == has_console
+    for text in (f"127.0.0.1:{port}", "shop", f"ftp://127.0.0.1:{port}"):
+        assert main(["doctor", "--url", text]) == 2
+        step = "--url is not an http or https URL; use one such as http://127.0.0.1:8000\n"
+        assert capsys.readouterr().err.endswith(step)
+
+
 def test_a_check_that_fails_is_a_line() -> None:
     """A fault of a check hides no other check."""
 
