@@ -444,6 +444,23 @@ def test_each_of_two_apps_has_the_calls_of_its_requests(
     check_query(second, "b", 2)
 
 
+@pytest.mark.parametrize(("first", "second"), [("own", "given"), ("given", "own"), ("given", "given")])
+def test_each_of_two_apps_counts_with_any_provider(
+    package: Callable[..., Any], observed: Callable[..., Seen], first: str, second: str
+) -> None:
+    """A provider of the user's for one of the apps, or one for both, changes nothing about whose call it is."""
+    fake = package(keeping="fake_instrumentors:Keeping")
+    options = [PROVIDERS[first](), PROVIDERS[second]()]
+    if first == second:
+        options[1] = options[0]
+    seen = [observed(querying(lambda: fake.Keeping.tracer), instrument=["keeping"], **each) for each in options]
+    for number, one in enumerate(seen):
+        with TestClient(one.observe.app) as client:
+            client.get("/")
+            client.get("/")
+        assert [each.total("db_queries_total") for each in seen] == [2, 2 * number]
+
+
 @pytest.mark.usefixtures("no_global_provider")
 def test_a_failed_install_leaves_no_global_provider() -> None:
     """Its spans would go nowhere, and those of the next install too where an instrumentor uses the global provider."""
