@@ -146,7 +146,7 @@ class Seen:
 
 @pytest.fixture(autouse=True)
 def _no_context() -> None:
-    """Begin without an OpenTelemetry context: a fault that is injected where one is taken back leaves it behind."""
+    """Begin without an OpenTelemetry context: an error that is injected where one is detached leaves it behind."""
     otel_context.attach(Context())
 
 
@@ -169,7 +169,7 @@ def _closed() -> Iterator[None]:
 def no_global_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the test set the global provider, which OpenTelemetry allows once in a process.
 
-    The provider of the example, which stays installed, is no candidate meanwhile.
+    The provider of the example, which stays installed, is not a candidate meanwhile.
     """
     monkeypatch.setattr(GLOBAL_PROVIDER, "_offers", [])
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)

@@ -163,7 +163,9 @@ class Crew(Server):
             assert monotonic() < deadline, self.errors
             assert self.process.poll() is None, self.errors
             try:
-                status, body = self.get("/pid", 60)  # who gives up may be answered, and counted, all the same
+                status, body = self.get(
+                    "/pid", 60
+                )  # a request whose client stops waiting may still be served and counted
             except (OSError, http.client.HTTPException):
                 sleep(0.01)
                 continue

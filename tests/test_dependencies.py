@@ -214,7 +214,7 @@ def test_in_modules_with_and_without_future_annotations(observed: Callable[..., 
                 f"{future}from fastapi import FastAPI\nfrom {source} import {name}\napp = FastAPI()\nseen = []\n"
                 f"@app.get('/')\nasync def endpoint(given: {name}):\n    seen.append(given)\n"
             )
-            exec(compile(text, "user_module", "exec", dont_inherit=True), vars(module))  # noqa: S102 - text of ours
+            exec(compile(text, "user_module", "exec", dont_inherit=True), vars(module))  # noqa: S102 - our own text
             observed(module.app)
             assert TestClient(module.app).get("/").status_code == 200
             assert len(module.seen) == 1
@@ -271,7 +271,7 @@ def test_the_openapi_schema_is_unchanged() -> None:
     schemas = []
     for parameters in ("name: str", "name: str, " + ", ".join(f"a{n}: {alias}" for n, alias in enumerate(ALIASES))):
         space: dict[str, Any] = {alias: getattr(fastapi_observe, alias) for alias in ALIASES}
-        exec(f"async def endpoint({parameters}) -> None: ...", space)  # noqa: S102 - text of ours
+        exec(f"async def endpoint({parameters}) -> None: ...", space)  # noqa: S102 - our own text
         app = FastAPI()
         app.get("/items/{name}")(space["endpoint"])
         schemas.append(app.openapi())

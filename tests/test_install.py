@@ -313,7 +313,7 @@ def test_without_fastapi_there_are_no_validation_errors(
     assert served(seen) == {"/x": 1}
 
 
-# The door
+# The outer middleware
 
 
 def test_the_middleware_serves_the_metrics(observed: Callable[..., Seen]) -> None:

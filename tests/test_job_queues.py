@@ -176,7 +176,7 @@ def test_taskiq_continues_the_trace_of_the_request(observed: Callable[..., Seen]
 
 
 async def test_taskiq_labels_of_any_kind(observed: Callable[..., Seen]) -> None:
-    """Labels that are no headers, such as numbers and a hostile traceparent, start a trace of the job's own."""
+    """Labels that are not headers, such as numbers and a hostile traceparent, start a trace of the job's own."""
     broker = InMemoryBroker(await_inplace=True)
     seen = observed(FastAPI())
     outcomes = []

@@ -385,7 +385,7 @@ def test_the_provider_of_the_user(observed: Callable[..., Seen]) -> None:
 
 
 def test_an_internal_error_never_raises(observed: Callable[..., Seen]) -> None:
-    """A fault is counted, and the block runs."""
+    """An internal error is counted, and the block runs."""
     seen = observed(FastAPI())
     ran = []
     with failing(JobRecord), seen.observe.job("nightly"):

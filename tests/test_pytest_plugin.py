@@ -22,7 +22,7 @@ PLUGIN: Final = (
     "-p",
     "no:cacheprovider",
 )
-"""The plugin by its module: the environment of these tests may have registered the one of another folder."""
+"""The plugin by its module: the environment of these tests may have registered the one of another directory."""
 
 APP: Final = """
 import logging

@@ -101,16 +101,16 @@ def remove_tree(path: Path) -> None:
 
 
 @contextmanager
-def tmpfs(folder: Path, options: str) -> Iterator[Path]:
-    """Have a small file system of its own at `folder`; where the user may not mount one, skip the test."""
-    folder.mkdir()
-    mount = [needs("mount"), "-t", "tmpfs", "-o", options, "none", str(folder)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:  # noqa: S603 - arguments of ours
+def tmpfs(directory: Path, options: str) -> Iterator[Path]:
+    """Have a small file system of its own at `directory`; where the user may not mount one, skip the test."""
+    directory.mkdir()
+    mount = [needs("mount"), "-t", "tmpfs", "-o", options, "none", str(directory)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:  # noqa: S603 - our own arguments
         pytest.skip("file systems cannot be mounted here")
     try:
-        yield folder
+        yield directory
     finally:
-        subprocess.run([needs("umount"), "-l", str(folder)], check=True)  # noqa: S603
+        subprocess.run([needs("umount"), "-l", str(directory)], check=True)  # noqa: S603
 
 
 @contextmanager

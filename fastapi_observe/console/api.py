@@ -43,7 +43,7 @@ _STATUSES: Final = {"UNSET": 0, "OK": 1, "ERROR": 2}
 
 
 class Api:
-    """Makes the answers for one app."""
+    """Makes the JSON responses for one app."""
 
     def __init__(self, observability: Observability, store: Store, instance: str) -> None:
         self._observability = observability
@@ -52,7 +52,7 @@ class Api:
         self._started = time()
 
     def live(self, since: int, instance: str) -> dict[str, Any]:
-        """Return what has changed since an earlier answer; everything if that came from another process."""
+        """Return what has changed since an earlier response; everything if that came from another process."""
         if instance != self._instance or since > self._store.seq:
             since = 0
         settings = self._observability.settings
@@ -124,7 +124,7 @@ class Api:
         return [] if budgets is None else budgets.now()
 
     def _exports(self) -> list[dict[str, Any]]:
-        """Return for each exported signal how much was sent and dropped, and whether the Collector answers."""
+        """Return for each exported signal how much was sent and dropped, and whether the Collector responds."""
         found = []
         for name, counts in self._observability.export_counts():
             read = counts()

@@ -52,7 +52,7 @@ MAX_QUERY_LENGTH: Final = 1024
 
 
 class Console:
-    """Gathers what the signals report, and answers the requests below `path`."""
+    """Gathers what the signals report, and serves the requests below `path`."""
 
     def __init__(self, observability: Observability) -> None:
         settings = observability.settings
@@ -135,7 +135,7 @@ class Console:
         )
 
     def handles(self, scope: Scope) -> bool:
-        """Return whether a request is for the console, and its client may see it; else the app answers."""
+        """Return whether a request is for the console, and its client may see it; else the app responds."""
         if scope["type"] != "http":
             return False
         if self._base is None:

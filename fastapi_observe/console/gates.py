@@ -29,7 +29,7 @@ MAX_TOKEN_LENGTH: Final = 256
 
 
 class Gate:
-    """Decides for each request of the console. What is refused is left to the app, which answers 404."""
+    """Decides for each request of the console. What is refused is left to the app, which responds with 404."""
 
     def __init__(self, settings: ObserveSettings) -> None:
         given = settings.console_token

@@ -82,7 +82,7 @@ class Instrumentors:
         except BaseException as exc:  # noqa: BLE001 - another package may raise anything, such as SystemExit
             self._warn(candidate, exc)
             return None, FAILED
-        # Found here, a conflict is no error on the log.
+        # Found here, a conflict is not logged as an error.
         return instrumentor, "" if conflict is None else describe_conflict(conflict)
 
     def _instrument(self, candidate: Candidate, instrumentor: Any, provider: TracerProvider) -> str:

@@ -75,7 +75,7 @@ def metric_header(metric: Any) -> MetricHeader:
 
 
 def label_names(metric: Any) -> tuple[str, ...] | None:
-    """Return the names of the labels of a metric; None if it cannot tell."""
+    """Return the names of the labels of a metric; None if they are unknown."""
     names = getattr(metric, "_labelnames", None)
     return None if names is None else tuple(names)
 

@@ -117,7 +117,7 @@ class FieldSetter:
 
 def _redact(name: str, attribute: str, value: Any, redactor: Redactor) -> Any:
     """Return a bounded value of OpenTelemetry's types, redacted by both of its names."""
-    if not isinstance(value, str | int | float):  # its string would not tell names and values apart
+    if not isinstance(value, str | int | float):  # its string would not distinguish names and values
         value = redactor.value(value)
     plain = _to_plain(value)
     redacted = redactor.fields({name: plain})[name]

@@ -150,7 +150,7 @@ class Redactor:
         templates: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._names = SecretNames(names)
-        # A secret name stays secret: whoever captures `token` may not know every parameter of that name.
+        # A secret name stays secret: a user who captures `token` may not know every parameter of that name.
         self._captured_parameters = frozenset(
             name for name in capture_query_parameters if not self._names.is_secret_in_query(name)
         )

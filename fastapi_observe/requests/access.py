@@ -32,7 +32,7 @@ class MetricsAccess:
 
     def __init__(self, policy: str | Iterable[str] | Callable[[Any], object], token: str | None) -> None:
         self._token = None if token is None else token.encode()
-        self._trust = TrustPolicy(policy, believes_addresses=False)
+        self._trust = TrustPolicy(policy, trusts_addresses=False)
         self._is_function = callable(policy)
         self._throttle = LogThrottle()
 

@@ -116,16 +116,14 @@ class TrustPolicy:
     names no address is not trusted. HTTP/1.0 means a proxy too: it is the default of nginx. A peer address
     that the server replaced by one from a header is not trusted either, because the real peer is unknown.
 
-    Whether a proxy or its client has sent an address cannot be told. With `believes_addresses=False` they do not help
+    Whether a proxy or its client has sent an address is unknown. With `trusts_addresses=False` they do not help
     a request that shows otherwise that it came through a proxy.
     """
 
-    __slots__ = ("_believes_addresses", "_function", "_known", "_networks", "_unix", "always")
+    __slots__ = ("_function", "_known", "_networks", "_trusts_addresses", "_unix", "always")
 
-    def __init__(
-        self, policy: str | Iterable[str] | Callable[[Any], object], *, believes_addresses: bool = True
-    ) -> None:
-        self._believes_addresses = believes_addresses
+    def __init__(self, policy: str | Iterable[str] | Callable[[Any], object], *, trusts_addresses: bool = True) -> None:
+        self._trusts_addresses = trusts_addresses
         self._function = policy if callable(policy) else None
         self.always = policy == "always"
         words = () if callable(policy) or policy == "never" else (policy,) if isinstance(policy, str) else tuple(policy)
@@ -184,7 +182,7 @@ class TrustPolicy:
         if peer in addresses or not all(self._has(address) for address in addresses):
             return f"it came through a proxy ({proxy_header}) for a client that is not in the allowed networks"
         sign = find_proxy_header(headers, _ANONYMOUS_PROXY_HEADERS) or version
-        if sign and not self._believes_addresses:
+        if sign and not self._trusts_addresses:
             return f"it came through a proxy ({sign}) whose client can have sent the address in {proxy_header} itself"
         return ""
 

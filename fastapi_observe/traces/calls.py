@@ -224,7 +224,7 @@ class CallProcessor(SpanProcessor):
         self._report(span)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Report the call, if the SDK does not tell that a span is about to end."""
+        """Report the call, if the SDK does not report that a span is about to end."""
         self._report(span)
 
     def _report(self, span: ReadableSpan) -> None:

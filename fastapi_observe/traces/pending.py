@@ -205,16 +205,17 @@ class PendingTrace:
 
 
 DISCARDED: Final = PendingTrace(PendingTotal())
-"""The trace of every request without spans that was not kept."""
+"""The trace of every request without spans that is not sampled."""
 DISCARDED.discard()
 
 
 class PendingSpan(trace.Span, ReadableSpan):
-    """A span that is recorded only if its request is kept.
+    """A span that is recorded only if tail sampling keeps its request.
 
-    Its context says "not sampled", as downstream services were told. Attributes are held as they are given and checked
-    when the span is recorded; a list is copied, since the caller may change it. It has the attributes of the SDK's
-    span, which code that sees `is_recording()` may read; events, links and status are empty until it is recorded.
+    Its context says "not sampled", as the trace context sent to downstream services did. Attributes are held as they
+    are given and checked when the span is recorded; a list is copied, since the caller may change it. It has the
+    attributes of the SDK's span, which code that sees `is_recording()` may read; events, links and status are empty
+    until it is recorded.
     """
 
     trace: PendingTrace

@@ -167,7 +167,7 @@ class TracingService:
             self._internal_errors("traces.join", exc)
 
     def add_span_processor(self, processor: SpanProcessor) -> None:
-        """Pass the spans of this app to a processor of ours, also if the user sets another provider later."""
+        """Pass the spans of this app to a processor of this package, also if the user sets another provider later."""
         self._added_processors.append(processor)
         self._add_processor(processor)
 

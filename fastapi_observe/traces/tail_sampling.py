@@ -65,9 +65,9 @@ class TailSampler:
         self._allowances = {reason: float(BURSTS[reason]) for reason in self.sampled}
 
     def decide(self, record: RequestRecord) -> str | None:
-        """Return the reason for which the trace of a request is exported; None if it is not. Counts the answer.
+        """Return the reason for which the trace of a request is exported; None if it is not. Counts the decision.
 
-        Two threads that ask at the same moment may both get the last place of an allowance.
+        Two threads that decide at the same moment may both get the last place of an allowance.
         """
         # One function, and without calls for a request that has no reason: it runs at the end of nearly every request.
         if self._errors and record.outcome in FAILED_OUTCOMES:

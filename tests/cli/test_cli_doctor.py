@@ -1,4 +1,4 @@
-"""The command `doctor`: what it finds, and the next step for each fault."""
+"""The command `doctor`: what it finds, and the next step for each problem."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
 
 
-def doctor(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a folder with an app."""
-    (folder / "shop.py").write_text(MODULE, encoding="utf-8")
+def doctor(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a directory with an app."""
+    (directory / "shop.py").write_text(MODULE, encoding="utf-8")
     return subprocess.run(  # noqa: S603 - our own command
         [sys.executable, "-m", "fastapi_observe", "doctor", *arguments],
-        cwd=folder,
+        cwd=directory,
         env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
@@ -250,12 +250,12 @@ def test_the_disk_of_the_log_file(tmp_path: Path) -> None:
     (check,) = check_log_file(ObserveSettings(log_file=f"{__file__}/app.log"))
     assert (check.verdict, check.found) == ("wrong", f"{__file__} is not a directory")
     assert not [*check_log_file(ObserveSettings())]
-    with tmpfs(tmp_path / "small", "size=64k") as folder:
-        (check,) = check_log_file(ObserveSettings(log_file=str(folder / "app.log")))
+    with tmpfs(tmp_path / "small", "size=64k") as directory:
+        (check,) = check_log_file(ObserveSettings(log_file=str(directory / "app.log")))
         assert (check.verdict, check.found.split()[0]) == ("look", "0.0")
-    with tmpfs(tmp_path / "read-only", "size=64k,ro") as folder:
-        (check,) = check_log_file(ObserveSettings(log_file=str(folder / "app.log")))
-        assert (check.verdict, check.found) == ("wrong", f"{folder} cannot be written by this user")
+    with tmpfs(tmp_path / "read-only", "size=64k,ro") as directory:
+        (check,) = check_log_file(ObserveSettings(log_file=str(directory / "app.log")))
+        assert (check.verdict, check.found) == ("wrong", f"{directory} cannot be written by this user")
 
 
 def test_settings_that_have_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ def test_what_is_pasted_as_the_url(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_check_that_fails_is_a_line() -> None:
-    """A fault of a check hides no other check."""
+    """An internal error in a check does not prevent the other checks."""
 
     def broken() -> Iterator[Check]:
         yield Check("first", "ok", "seen")

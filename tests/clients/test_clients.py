@@ -195,7 +195,7 @@ def test_many_tables_and_statements(observed: Callable[..., Seen]) -> None:
     assert found[("operation", "SELECT"), ("table", OTHER_TABLES)] == count - (MAX_TABLES - 1)
 
 
-# Where they stand
+# Parents and ids
 
 
 def test_unsampled_parent(observed: Callable[..., Seen]) -> None:

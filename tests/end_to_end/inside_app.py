@@ -1,4 +1,4 @@
-"""An app in which everything happens that we measure, and that calls every helper of ours from its handlers."""
+"""An app in which everything happens that we measure, and that calls every helper of this package from its handlers."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Bare(NamedTuple):
 @functools.cache
 def bare(name: str, end: str) -> Bare:
     """Run a server without us, under the same load."""
-    with tempfile.TemporaryDirectory() as folder, crew(name, Path(folder), observed=False) as server:
+    with tempfile.TemporaryDirectory() as directory, crew(name, Path(directory), observed=False) as server:
         answers = {kind: answer.wire for kind, answer in ask_everything(server.port).items()}
         ask_at_once(server.port, 2)
         ask_everything(server.port)
@@ -118,7 +118,7 @@ class Cell:
         """Compare answers with those of the bare app."""
         for kind, answer in answers.items():
             assert answer.wire == self._expected[kind], kind
-        # Granian sends no headers of ours with what opens a WebSocket connection.
+        # Granian sends none of our headers with what opens a WebSocket connection.
         self.ids += [answer.request_id for kind, answer in answers.items() if answer.request_id or kind != "websocket"]
         self.requests += len(answers) - 1
         self.connections += 1

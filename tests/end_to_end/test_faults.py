@@ -110,7 +110,7 @@ async def _suite(app: Any) -> list[Answer]:
 
 
 def assert_served(app: Any) -> None:
-    """Every request of the suite meets the answer, and the exception, of the bare app."""
+    """Every request of the suite gets the response, and the exception, of the bare app."""
     assert asyncio.run(_suite(app)) == asyncio.run(_suite(bare(make_app())))
 
 

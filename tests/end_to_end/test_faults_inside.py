@@ -268,7 +268,7 @@ def test_whatever_fails_the_app_answers_as_without_us(
 
 
 def test_what_is_spared_exists() -> None:
-    """The lists of what cannot fail in this way name functions of ours, and are far shorter than the rest."""
+    """The lists of what cannot fail in this way name functions of this package, and are far shorter than the rest."""
     assert OUTERMOST | UNCOUNTED.keys() | MADE_TWICE | KEPT <= every_site().keys()
     assert len(OUTERMOST) == sum(map(len, (CARRIERS, GUARDS, PLAIN, LOGGING)))
     assert len(called()) > 4 * len(OUTERMOST)
@@ -285,7 +285,7 @@ class Hanging:
         self.over = threading.Event()
 
     def __call__(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """Wait in a thread of ours, do the work in any other."""
+        """Wait in a thread of this package, do the work in any other."""
         if threading.current_thread().name.startswith(OURS):
             self.reached.set()
             self.over.wait(20)
@@ -323,7 +323,7 @@ async def _live_and_scrape(app: Any) -> tuple[list[Answer], int]:
 def test_whatever_hangs_in_our_threads_the_app_is_served(
     tmp_path: Path, part: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each function that runs in a thread of ours hangs there: requests, scrape and shutdown are as without."""
+    """Each function that runs in a thread of this package hangs there: requests, scrape and shutdown are as without."""
     ours = {name for name, threads in called().items() if any(each.startswith(OURS) for each in threads)}
     names = [name for name in of_part(iter(ours), part) if not name.startswith(UNDER_LOCK)]
     names = [name for name in names if every_site()[name].inner is None]

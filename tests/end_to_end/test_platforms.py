@@ -79,11 +79,11 @@ with TestClient(app, client=("127.0.0.1", 5), raise_server_exceptions=False) as 
 def test_an_app_is_served(system: str, tmp_path: Path) -> None:
     """Requests, metrics, the log file with its rotation, standard output and the console work, without an error."""
     for environment in ("production", "development"):
-        folder = tmp_path / environment
-        folder.mkdir()
+        directory = tmp_path / environment
+        directory.mkdir()
         run = subprocess.run(  # noqa: S603 - the script above
             [sys.executable, "-c", SCRIPT, system, environment],
-            cwd=folder,
+            cwd=directory,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
@@ -94,14 +94,14 @@ def test_an_app_is_served(system: str, tmp_path: Path) -> None:
         lines = [json.loads(line) for line in run.stdout.splitlines()]
         requests = [line for line in lines if line["logger"] == "fastapi_observe.request"]
         assert len(requests) == (22 if environment == "production" else 21)  # the console's own pages have no line
-        assert len([*folder.iterdir()]) > 1
+        assert len([*directory.iterdir()]) > 1
         address = "Development console"  # has a token, and is only printed
-        assert sorted(in_files(folder)) == sorted(line for line in run.stdout.splitlines() if address not in line)
+        assert sorted(in_files(directory)) == sorted(line for line in run.stdout.splitlines() if address not in line)
 
 
-def in_files(folder: Path) -> Iterator[str]:
+def in_files(directory: Path) -> Iterator[str]:
     """Yield the lines of the log file and of the rotated ones."""
-    for path in folder.glob("app*.log"):
+    for path in directory.glob("app*.log"):
         yield from path.read_text("utf-8").splitlines()
 
 

@@ -222,7 +222,7 @@ def copied(value: Any) -> Any:
 
 
 class Player:
-    """An ASGI app that does what the script in its scope says, and notes what it meets."""
+    """An ASGI app that does what the script in its scope says, and notes what it receives."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Play the script."""

@@ -156,16 +156,16 @@ LIMITED = (
 
 @contextmanager
 def served(
-    folder: Path, *options: str, listens: bool = True, reads: bool = True, limited: bool = False, **environment: str
+    directory: Path, *options: str, listens: bool = True, reads: bool = True, limited: bool = False, **environment: str
 ) -> Iterator[Served]:
     """Serve the app with uvicorn during the block. With `reads=False` its standard output is not read."""
-    (folder / "surviving.py").write_text(APP)
+    (directory / "surviving.py").write_text(APP)
     port = free_port()
     variables = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{directory}",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "OBSERVE_MULTIPROCESS_DIRECTORY": str(folder),
+        "OBSERVE_MULTIPROCESS_DIRECTORY": str(directory),
         **environment,
     }
     command = [sys.executable, "-m", "uvicorn", "surviving:app", "--port", str(port), "--log-level", "error", *options]
@@ -174,7 +174,7 @@ def served(
     with Collector(listens=listens) as collector:
         variables["OBSERVE_OTLP_ENDPOINT"] = collector.url
         process = subprocess.Popen(  # noqa: S603 - our own words
-            command, env=variables, cwd=folder, stdout=subprocess.PIPE, start_new_session=True
+            command, env=variables, cwd=directory, stdout=subprocess.PIPE, start_new_session=True
         )
         server = Served(process, port, collector, reads=reads)
         try:
@@ -325,13 +325,13 @@ def test_a_log_file_that_cannot_be_written(event: str, tmp_path: Path) -> None:
     """With a full disk or a missing directory requests are counted and have lines on standard output, and spans."""
     import resource  # noqa: PLC0415 - Windows has none
 
-    folder = tmp_path / "logs"
-    with served(tmp_path, OBSERVE_LOG_FILE=str(folder / "app.log")) as server:
+    directory = tmp_path / "logs"
+    with served(tmp_path, OBSERVE_LOG_FILE=str(directory / "app.log")) as server:
         server.send(range(10))
-        until(lambda: list(folder.glob("*.log")))
-        (file,) = folder.glob("*.log")
+        until(lambda: list(directory.glob("*.log")))
+        (file,) = directory.glob("*.log")
         if event == "removed":
-            remove_tree(folder)
+            remove_tree(directory)
         else:  # a limit on the size of its files does what a full disk does; a pipe has none
             resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, 1))
         server.send(range(10, 40))

@@ -437,7 +437,7 @@ def test_metrics_of_the_counts() -> None:
 # Real servers
 
 
-def serve(folder: Path, server: str, collector: Collector, *, observed: bool) -> float:
+def serve(directory: Path, server: str, collector: Collector, *, observed: bool) -> float:
     """Run a server, send 200 requests, then SIGTERM at once. Returns the seconds until it has ended."""
     settings = {
         "OBSERVE_OTLP_ENDPOINT": collector.url,
@@ -445,7 +445,7 @@ def serve(folder: Path, server: str, collector: Collector, *, observed: bool) ->
         "OBSERVE_LOG_REQUESTS": "false",
         "OBSERVE_SHUTDOWN_TIMEOUT": "2" if collector.mode == "ok" else "1",
     }
-    with crew(server, folder, observed=observed, **settings) as running:
+    with crew(server, directory, observed=observed, **settings) as running:
         for number in range(200):
             assert running.get(f"/thread/{number}") == (200, str(number).encode())
         running.process.terminate()

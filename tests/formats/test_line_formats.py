@@ -310,7 +310,7 @@ def test_the_log_file_has_the_same_format(observed: Callable[..., Seen], log_for
 
 
 def test_a_format_that_fails_costs_no_line(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault in the conversion is counted, and the line is written with the plain keys."""
+    """An internal error in the conversion is counted, and the line is written with the plain keys."""
 
     def fail(_: dict[str, Any]) -> dict[str, Any]:
         raise RuntimeError("injected")

@@ -64,7 +64,7 @@ def grpc_server() -> Iterator[str]:
 
 @pytest.mark.parametrize("sampling", SAMPLING)
 def test_grpc_calls_have_service_method_and_outcome(observed: Callable[..., Seen], sampling: str) -> None:
-    """The status of gRPC is the outcome, as that of HTTP is elsewhere; its message is no label."""
+    """The status of gRPC is the outcome, as that of HTTP is elsewhere; its message is not a label."""
     app = FastAPI()
 
     @app.get("/")
@@ -187,7 +187,7 @@ def test_a_task_that_taskiq_sends_is_a_call(observed: Callable[..., Seen], sampl
         client.post("/orders")
     samples = {tuple(dict(labels).values()): value for labels, value in seen.samples(COUNTED).items()}
     assert samples == {("send/mail", "ok", "taskiq"): 1, ("GET", "ok", "unknown"): 1}
-    assert seen.request_lines[0]["fields"]["external_count"] == 1  # the task is no part of the request
+    assert seen.request_lines[0]["fields"]["external_count"] == 1  # the task is not part of the request
 
 
 def test_threads_keep_the_trace(observed: Callable[..., Seen]) -> None:

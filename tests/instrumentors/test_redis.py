@@ -143,7 +143,7 @@ def test_a_repeated_command_is_reported(observed: Callable[..., Seen], redis: An
 
 
 async def test_commands_of_the_asynchronous_client_count(observed: Callable[..., Seen], redis: Any, port: int) -> None:
-    """So do those in a job, and those outside of both, which are no part of any request."""
+    """So do those in a job, and those outside of both, which are not part of any request."""
     seen = observed(FastAPI(), instrument=[instrumentor("redis")])
     client = library("redis.asyncio").Redis(port=port)
     async with client:

@@ -136,13 +136,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     (tmp_path / "fake_instrumentors.py").write_text(MODULE)
 
     def provide(**objects: str) -> Any:
-        folder = tmp_path / "opentelemetry_instrumentation_fake-1.0.dist-info"
-        folder.mkdir(exist_ok=True)
-        (folder / "METADATA").write_text(
+        directory = tmp_path / "opentelemetry_instrumentation_fake-1.0.dist-info"
+        directory.mkdir(exist_ok=True)
+        (directory / "METADATA").write_text(
             "Metadata-Version: 2.1\nName: opentelemetry-instrumentation-fake\nVersion: 1.0\n"
         )
         lines = [f"{name} = {value}" for name, value in objects.items()]
-        (folder / "entry_points.txt").write_text("\n".join(["[opentelemetry_instrumentor]", *lines, ""]))
+        (directory / "entry_points.txt").write_text("\n".join(["[opentelemetry_instrumentor]", *lines, ""]))
         monkeypatch.syspath_prepend(tmp_path)  # forgets what was found before
         return import_module("fake_instrumentors")
 
@@ -230,7 +230,7 @@ def test_an_instrumentor_that_fails_is_named_with_the_remedy(
 
 
 def test_an_instrumentor_that_would_end_the_process(package: Callable[..., Any], observed: Callable[..., Seen]) -> None:
-    """Whatever is no `Exception` is a warning with package and remedy too; only Ctrl-C ends the start."""
+    """Whatever is not an `Exception` is a warning with package and remedy too; only Ctrl-C ends the start."""
     fake = package(
         a_load="fake_instrumentors:Exiting",
         b_inside="fake_instrumentors:ExitingInside",

@@ -67,7 +67,7 @@ def test_an_app_on_four_libraries_is_one_trace_and_one_page(observed: Callable[.
 
 
 def test_a_query_of_ours_counts_in_place_of_the_span_around_it(observed: Callable[..., Seen]) -> None:
-    """An ORM's instrumentor that starts first, and does not make its span the current one, is no second query."""
+    """An ORM's instrumentor that starts first, and does not make its span the current one, is not a second query."""
     seen = observed(FastAPI())
     tracer = seen.observe.tracing.provider.get_tracer("opentelemetry.instrumentation.sqlalchemy")
     attributes = {"db.system": "sqlite", "db.statement": "SELECT a FROM b"}

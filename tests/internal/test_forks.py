@@ -62,13 +62,15 @@ if __name__ == "__main__":
 """
 
 
-def run_pool(folder: Path, kind: str, method: str, mode: Mode, shutdown_timeout: float) -> tuple[set[str], list[str]]:
+def run_pool(
+    directory: Path, kind: str, method: str, mode: Mode, shutdown_timeout: float
+) -> tuple[set[str], list[str]]:
     """Run two tasks in children. Returns the names of the spans at the collector, and the lines written."""
-    (folder / "pool.py").write_text(POOL)
+    (directory / "pool.py").write_text(POOL)
     with Collector(mode) as collector:
         run = subprocess.run(  # noqa: S603 - our own script
             [sys.executable, "pool.py", collector.url, method, kind, str(shutdown_timeout)],
-            cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
+            cwd=directory, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
             check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr

@@ -67,7 +67,7 @@ def test_the_fields_are_on_every_line_of_the_block(observed: Callable[..., Seen]
 
 
 def test_lines_of_logging_have_the_fields_of_loguru(observed: Callable[..., Seen]) -> None:
-    """A block of loguru's own `contextualize` is one of ours for all lines."""
+    """A block of loguru's own `contextualize` adds its fields to all lines."""
     seen = observed(FastAPI())
     with logger.contextualize(job="nightly"):
         logging.getLogger("lib").warning("inside")

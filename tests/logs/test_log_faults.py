@@ -71,10 +71,10 @@ def run(script: str, path: Path, shown: Path, stdout: int | None = None, **optio
     return counts, done.stdout or ""
 
 
-def found_in(folder: Path) -> list[dict[str, Any]]:
+def found_in(directory: Path) -> list[dict[str, Any]]:
     """Parse the lines of all log files in a directory: complete, valid, once."""
     lines = []
-    for each in sorted(folder.glob("*.log*")):
+    for each in sorted(directory.glob("*.log*")):
         if each.suffix not in {".log", ".gz"}:  # its lines still are in the file that it was to take the place of
             continue
         data = gzip.decompress(each.read_bytes()) if each.suffix == ".gz" else each.read_bytes()
@@ -85,9 +85,9 @@ def found_in(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def check(counts: Any, folder: Path, standard_output: str) -> list[dict[str, Any]]:
+def check(counts: Any, directory: Path, standard_output: str) -> list[dict[str, Any]]:
     """Check that lines in the files were counted, all others as dropped, and that this was logged without contents."""
-    lines = found_in(folder)
+    lines = found_in(directory)
     assert counts["log_file"]["exported_total"] == len(lines)
     rows = [json.loads(row) for row in standard_output.splitlines()]
     assert counts["logs"]["exported_total"] == counts["log_file"]["produced_total"] == len(rows)
@@ -168,10 +168,10 @@ def test_a_directory_that_is_removed(tmp_path: Path) -> None:
         resumes(60)
         end()
     """
-    folder = tmp_path / "logs"
-    counts, shown = run(script, folder / "app.log", tmp_path / "shown")
-    assert max(line["fields"].get("number", 0) for line in found_in(folder)) >= 60
-    assert counts["log_file"]["exported_total"] == 40 + len(found_in(folder))
+    directory = tmp_path / "logs"
+    counts, shown = run(script, directory / "app.log", tmp_path / "shown")
+    assert max(line["fields"].get("number", 0) for line in found_in(directory)) >= 60
+    assert counts["log_file"]["exported_total"] == 40 + len(found_in(directory))
     assert shown.count(": Not a directory. Lines are dropped") == 1
 
 

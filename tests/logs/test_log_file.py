@@ -465,7 +465,7 @@ def test_a_full_disk_without_locks_keeps_half_of_a_batch(tmp_path: Path) -> None
 
 
 def test_an_internal_error_is_reported(tmp_path: Path) -> None:
-    """What is not the disk's fault is counted as an internal error, and the next line is written."""
+    """An error that the disk does not cause is counted as an internal error, and the next line is written."""
     file, errors = log_at(tmp_path / "app.log")
     wrong: Any = ["not bytes"]
     file.write(wrong)

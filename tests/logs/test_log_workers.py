@@ -96,10 +96,10 @@ HERD = """
 """
 
 
-def lines_in(folder: Path) -> list[bytes]:
+def lines_in(directory: Path) -> list[bytes]:
     """Return every line of every file of a directory, with its end."""
     data = []
-    for each in folder.iterdir():
+    for each in directory.iterdir():
         assert each.suffix in {".log", ".gz"}, f"{each.name} was left behind"
         found = gzip.decompress(each.read_bytes()) if each.suffix == ".gz" else each.read_bytes()
         data += found.splitlines(keepends=True)

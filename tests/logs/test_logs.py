@@ -422,7 +422,7 @@ def test_changing_the_level_repeats_and_loses_no_line(make: Callable[..., LogSer
 
 
 def test_loguru_records(make: Callable[..., LogService], lines: Lines) -> None:
-    """Each level of loguru has one of ours; bound values are fields; values of variables are not shown."""
+    """Each level of loguru has a level of the lines; bound values are fields; values of variables are not shown."""
     make(log_level="debug")
     hidden = "hunter2"
     logger.trace("a")
@@ -445,7 +445,7 @@ def test_loguru_records(make: Callable[..., LogService], lines: Lines) -> None:
 
 
 def test_standard_library_records(make: Callable[..., LogService], lines: Lines) -> None:
-    """Each level of `logging` has one of ours; `extra` values are fields."""
+    """Each level of `logging` has a level of the lines; `extra` values are fields."""
     make(log_level="debug")
     std = logging.getLogger("app.orders")
     std.debug("a")

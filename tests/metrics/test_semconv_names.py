@@ -192,9 +192,9 @@ def test_objectives_count_the_histogram(observed: Callable[..., Seen]) -> None:
     assert budgets[0] == budgets[1]
 
 
-def run(program: str, *arguments: str, folder: Path) -> None:
+def run(program: str, *arguments: str, directory: Path) -> None:
     """Run a program that must succeed."""
-    done = subprocess.run([needs(program), *arguments], cwd=folder, capture_output=True, check=False, text=True)  # noqa: S603
+    done = subprocess.run([needs(program), *arguments], cwd=directory, capture_output=True, check=False, text=True)  # noqa: S603
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -208,8 +208,8 @@ def test_the_bundle_follows(observed: Callable[..., Seen], tmp_path: Path) -> No
         files = make_bundle(alone, settings, detect_features(app, settings))
         for name in ("rules.yml", "rules_test.yml"):
             (tmp_path / name).write_text(files[name], "utf-8")
-        run("promtool", "check", "rules", "--lint=all", "--lint-fatal", "rules.yml", folder=tmp_path)
-        run("promtool", "test", "rules", "rules_test.yml", folder=tmp_path)
+        run("promtool", "check", "rules", "--lint=all", "--lint-fatal", "rules.yml", directory=tmp_path)
+        run("promtool", "test", "rules", "rules_test.yml", directory=tmp_path)
     files = make_bundle(plan, settings, detect_features(app, settings))
     for name, text in files.items():
         assert not re.search(r"http_requests_total|http_request_duration_seconds|http_request_errors_total", text), name

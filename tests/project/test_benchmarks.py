@@ -208,7 +208,7 @@ def test_percentiles_and_slopes() -> None:
 
 
 def test_memory_growth_is_that_of_the_second_half() -> None:
-    """What a process takes while it warms up is no growth."""
+    """What a process takes while it warms up is not growth."""
     points = [(at, 1000 * min(at, 5)) for at in range(1, 11)]
     found = costs.read_memory({"points": points, "rest": 0, "warm": 0, "dropped_lines": None, "internal_errors": None})
     assert found["second_half_growth"] == pytest.approx(0)
@@ -458,7 +458,7 @@ def test_spans_are_made_while_the_loop_is_watched(side: str) -> None:
 
 
 def test_memory_that_grows_is_missed() -> None:
-    """Growth beyond bare's and the noise of pages is no flat memory."""
+    """Growth beyond bare's and the noise of pages is not flat memory."""
     results = some_results()
     results["costs"]["memory"]["ours"] = {**results["costs"]["memory"]["ours"], "second_half_growth": 2.0**20}
     (row,) = [one for one in figures(results) if one.title.startswith("memory")]

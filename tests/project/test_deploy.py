@@ -102,7 +102,7 @@ def test_a_service_is_hardened_and_pinned(name: str) -> None:
 
 
 def test_what_compose_mounts_is_there() -> None:
-    """Files, folders, the build context and the Dockerfile exist; what is mounted is read only."""
+    """Files, directories, the build context and the Dockerfile exist; what is mounted is read only."""
     for service in COMPOSE["services"].values():
         for volume in service.get("volumes", ()):
             source, _, mode = volume.split(":")
@@ -146,7 +146,7 @@ def test_a_stop_is_long_enough() -> None:
 
 
 def test_manifests_are_objects() -> None:
-    """Each has a version, a kind and a name that no other of its kind has; all files of the folder are listed."""
+    """Each has a version, a kind and a name that no other of its kind has; all files of the directory are listed."""
     for found in OBJECTS:
         assert found["apiVersion"]
         assert found["kind"]

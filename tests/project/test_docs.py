@@ -368,7 +368,7 @@ def test_every_name_of_opentelemetry_is_described(observed: Callable[..., Seen])
 
 
 def test_buckets_are_described(everything: Everything) -> None:
-    """docs/reference/metrics.md has the bucket bounds of every histogram of ours."""
+    """docs/reference/metrics.md has the bucket bounds of every histogram of this package."""
     described = section("reference/metrics.md", "Buckets")
     for family in text_string_to_metric_families(everything.metrics):
         bounds = {sample.labels["le"] for sample in family.samples if "le" in sample.labels} - {"+Inf"}

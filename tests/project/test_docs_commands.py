@@ -194,7 +194,7 @@ SERVER_OPTIONS: Final = {"uvicorn": read_uvicorn, "gunicorn": read_gunicorn, "fa
 
 
 def check_requirement(text: str) -> None:
-    """Check that what a page installs exists: extras of ours, and packages that our extras name."""
+    """Check that what a page installs exists: extras of this package, and packages that our extras name."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     requirement = Requirement(text)

@@ -1,4 +1,4 @@
-"""What is published: the wheel and the source distribution, and the wheel's use without anything of this folder."""
+"""What is published: the wheel and the source distribution, and the wheel's use without anything of this directory."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ print(sample)
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Build the wheel and the source distribution, with the installed hatchling and without a network."""
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    directory = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(directory)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
     assert built.returncode == 0, built.stderr
-    (wheel,) = folder.glob("*.whl")
-    (source,) = folder.glob("*.tar.gz")
+    (wheel,) = directory.glob("*.whl")
+    (source,) = directory.glob("*.tar.gz")
     return wheel, source
 
 

@@ -115,7 +115,7 @@ def imported_by(statement: str) -> set[str]:
     """Return the modules that a fresh interpreter has after a statement."""
     code = f"import sys\n{statement}\nprint(*sys.modules)"
     environment = {**os.environ, "PYDANTIC_DISABLE_PLUGINS": "__all__"}  # a plugin may import anything
-    done = subprocess.run(  # noqa: S603 - code of ours
+    done = subprocess.run(  # noqa: S603 - our own code
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
     )
     return set(done.stdout.split())

@@ -45,7 +45,7 @@ def test_every_named_test_exists(test: str) -> None:
 
 
 def test_options_and_metrics_that_are_named_exist() -> None:
-    """Each `OBSERVE_*` variable and each metric of ours, on any page; former names aside."""
+    """Each `OBSERVE_*` variable and each metric of this package, on any page; former names aside."""
     text = "".join(page.read_text("utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
     text = re.sub(r"<!-- renames -->.*<!-- /renames -->", "", text, flags=re.DOTALL)
     fields = {f"OBSERVE_{name.upper()}" for name in ObserveSettings.model_fields} | {"OBSERVE_FORKS", "OBSERVE_ENV"}

@@ -318,7 +318,7 @@ def test_values_are_redacted_and_bounded(observed: Callable[..., Seen]) -> None:
 
 
 def test_nested_values_are_redacted_by_their_names(observed: Callable[..., Seen]) -> None:
-    """Before they become strings, which would not tell names and values apart."""
+    """Before they become strings, which would not distinguish names and values."""
     app = FastAPI()
 
     class Login(NamedTuple):
@@ -353,7 +353,7 @@ def test_outside_a_request(observed: Callable[..., Seen]) -> None:
 
 
 def test_an_internal_error_never_raises(observed: Callable[..., Seen]) -> None:
-    """A fault is counted."""
+    """An internal error is counted."""
     seen = observed(make_app())
     with failing("records.fields:add_fields"), TestClient(seen.observe.app) as client:
         assert client.get("/work").status_code == 200

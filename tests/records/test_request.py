@@ -321,7 +321,7 @@ async def test_the_request_id_of_the_app_wins(sent: bytes, reported: str) -> Non
 
 
 async def test_our_headers_are_added() -> None:
-    """A response without headers gets ours; another header of ours that the app sets is kept, and no request id."""
+    """A response without headers gets ours; another of them that the app sets is kept, and no request id."""
     played = Played()
     played.record.request_id = "mine"
     played.record.extra_response_headers[b"traceresponse"] = b"00-ours"

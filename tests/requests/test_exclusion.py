@@ -148,7 +148,7 @@ def test_nothing_inside_an_excluded_request_is_reported(observed: Callable[..., 
 
 
 def test_work_of_its_own_is_reported(observed: Callable[..., Seen]) -> None:
-    """A job, and a block outside the request, are no part of the excluded request that starts them."""
+    """A job, and a block outside the request, are not part of the excluded request that starts them."""
     app = FastAPI()
     seen = observed(app, exclude_paths=["/excluded"])
 
@@ -166,7 +166,7 @@ def test_work_of_its_own_is_reported(observed: Callable[..., Seen]) -> None:
 
 
 def test_a_provider_with_another_sampler(observed: Callable[..., Seen]) -> None:
-    """Spans of ours are not made with the user's provider either, although it samples everything."""
+    """No spans are made with the user's provider either, although it samples everything."""
     exporter, engine = InMemorySpanExporter(), create_engine("sqlite://")
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

@@ -40,7 +40,7 @@ def scrape(app: Any, *headers: tuple[bytes, bytes], path: str = "/metrics", **mo
 
 
 def test_every_header_of_a_proxy_denies_access(observed: Callable[..., Seen]) -> None:
-    """A header without an address, and one with an address that is not allowed; an allowed address is no obstacle."""
+    """A header without an address, and one with an address that is not allowed; an allowed address changes nothing."""
     app = FastAPI()
     observed(app)
     assert scrape(app) == 200

@@ -203,7 +203,7 @@ def test_the_setting_is_checked(option: str) -> None:
     assert getattr(settings, option) == ("private", "203.0.113.0/24")
 
 
-# What is believed
+# What is trusted
 
 
 def test_a_private_peer_continues_its_trace(observed: Callable[..., Seen]) -> None:

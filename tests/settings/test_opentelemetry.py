@@ -113,7 +113,7 @@ sys.stderr.write(" ".join([*sorted(propagate.get_global_textmap().fields), obser
     variable, _, value = assignment.partition("=")
     environ = {name: text for name, text in os.environ.items() if not name.startswith(("OTEL_", "OBSERVE_"))}
     environ["OBSERVE_INSTRUMENT"] = "none"
-    done = subprocess.run(  # noqa: S603 - code of ours
+    done = subprocess.run(  # noqa: S603 - our own code
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, env={**environ, variable: value}
     )
     assert done.returncode == 0, done.stderr

@@ -187,7 +187,7 @@ def test_an_empty_otel_variable_is_unset() -> None:
 
 
 def test_other_resource_attributes_set_no_option() -> None:
-    """`OTEL_RESOURCE_ATTRIBUTES` is no source of an option whose key is not in it."""
+    """`OTEL_RESOURCE_ATTRIBUTES` is not a source of an option whose key is not in it."""
     with environment("OTEL_RESOURCE_ATTRIBUTES=team=blue"):
         assert set(ObserveSettings().sources().values()) == {"default"}
 

@@ -68,12 +68,12 @@ def plan(*objectives: Any, service: str = "shop", **options: Any) -> SLOPlan:
     return made
 
 
-def promtool(folder: Path, rules: str, tests: str | dict[str, Any]) -> tuple[bool, str]:
+def promtool(directory: Path, rules: str, tests: str | dict[str, Any]) -> tuple[bool, str]:
     """Return whether the tests pass, and the output of promtool."""
-    (folder / "rules.yml").write_text(rules, "utf-8")
-    (folder / "tests.yml").write_text(tests if isinstance(tests, str) else yaml.dump(tests), "utf-8")
+    (directory / "rules.yml").write_text(rules, "utf-8")
+    (directory / "tests.yml").write_text(tests if isinstance(tests, str) else yaml.dump(tests), "utf-8")
     command = [needs("promtool"), "test", "rules", "tests.yml"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, check=False, encoding="utf-8")  # noqa: S603
+    done = subprocess.run(command, cwd=directory, capture_output=True, check=False, encoding="utf-8")  # noqa: S603
     return done.returncode == 0, done.stdout + done.stderr
 
 
@@ -96,7 +96,7 @@ def phases(*parts: tuple[float, float], rate: float | Decimal = BUSY) -> tuple[I
 
 
 def firing(
-    folder: Path,
+    directory: Path,
     made: SLOPlan,
     incident: tuple[IncidentPhase, ...],
     **alerts: Mapping[int, bool] | Mapping[float, bool],
@@ -112,7 +112,7 @@ def firing(
                            "exp_samples": samples})  # fmt: skip
     test = {"interval": "15s", "input_series": incident_series(made, made.slos[0], incident)}
     tests = {"rule_files": ["rules.yml"], "evaluation_interval": "30s", "tests": [{**test, "promql_expr_test": checks}]}
-    passed, shown = promtool(folder, rule_file(made), tests)
+    passed, shown = promtool(directory, rule_file(made), tests)
     assert passed, shown
 
 
@@ -207,7 +207,7 @@ def test_a_total_outage_pages_within_minutes(tmp_path: Path) -> None:
 
 
 def test_an_outage_with_little_traffic_clears_with_the_short_window(tmp_path: Path) -> None:
-    """With few requests five quiet minutes are no evidence, so the 6h page waits for its short window."""
+    """With few requests five quiet minutes are not evidence, so the 6h page waits for its short window."""
     firing(
         tmp_path,
         plan(THREE_NINES),

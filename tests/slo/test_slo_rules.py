@@ -73,11 +73,11 @@ OBJECTIVES = (
 )
 
 
-def lint(folder: Path, rules: str) -> subprocess.CompletedProcess[str]:
+def lint(directory: Path, rules: str) -> subprocess.CompletedProcess[str]:
     """Run all checks of promtool on a rule file."""
-    (folder / "linted.yml").write_text(rules, "utf-8")
+    (directory / "linted.yml").write_text(rules, "utf-8")
     command = [needs("promtool"), "check", "rules", "--lint=all", "--lint-fatal", "linted.yml"]
-    return subprocess.run(command, cwd=folder, capture_output=True, check=False, encoding="utf-8")  # noqa: S603
+    return subprocess.run(command, cwd=directory, capture_output=True, check=False, encoding="utf-8")  # noqa: S603
 
 
 def alerts(made: SLOPlan) -> list[dict[str, Any]]:

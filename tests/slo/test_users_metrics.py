@@ -213,7 +213,7 @@ def served(tmp_path: Path) -> Iterator[str]:
     """Serve the app in another process; yield its address."""
     (tmp_path / "own_app.py").write_text(APP, "utf-8")
     port = free_port()
-    server = subprocess.Popen(  # noqa: S603 - code of ours
+    server = subprocess.Popen(  # noqa: S603 - our own code
         [sys.executable, "-m", "uvicorn", "own_app:app", "--port", str(port), "--log-level", "error"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},

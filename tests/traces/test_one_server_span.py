@@ -31,7 +31,9 @@ MODES = [("user", case.__name__) for case in CASES] + [(mode, case.__name__) for
 def results(mode: str, ratio: float) -> dict[str, Any]:
     """Run the cases of a mode in a process of its own, once for all tests."""
     script = "import runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    done = interpreter.run(script, HERE / "span_cases.py", mode, ratio, directory=HERE.parent, timeout=300)
+    done = interpreter.run(
+        script, Path(__file__).with_name("span_cases.py"), mode, ratio, directory=HERE.parent, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

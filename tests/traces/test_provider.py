@@ -174,7 +174,7 @@ print(json.dumps([names(theirs), trace.get_tracer_provider() is real, len(logged
 
 
 def test_after_close_the_global_provider_hands_on() -> None:
-    """After `close` nothing of ours is global; tracers that were obtained before use the provider set later."""
+    """After `close` nothing of this package is global; tracers that were obtained before use the provider set later."""
     assert run(
         PROXY
         + """

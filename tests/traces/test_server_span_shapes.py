@@ -69,7 +69,7 @@ def shapes(mode: str, ratio: float = 1.0) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ratio", [1.0, 0.0], ids=["sampled", "tail-sampled"])
 def test_one_server_span_for_each_request(mode: str, kind: str, ratio: float) -> None:
-    """Whoever describes the span, each request has one, sampled by its head and by its tail.
+    """Each request has one server span, whichever package makes it, sampled by its head and by its tail.
 
     FastAPI's own span is made by its sampler's decision, so tail sampling has nothing to export.
     """
@@ -439,7 +439,7 @@ async def test_a_failure_of_contribs_is_none_of_the_request(
 
 
 async def test_a_server_that_raises_while_sending(observed: Callable[..., Seen]) -> None:
-    """What the server raises for a client that has left reaches the app unchanged, and is no internal error."""
+    """What the server raises for a client that has left reaches the app unchanged, and is not an internal error."""
     seen = observed(app := FastAPI(), server_span="contrib", log_level="fatal")
     app.get("/")(lambda: None)
 

@@ -32,7 +32,7 @@ def test_two_apps_with_one_launcher(method: str, tmp_path: Path) -> None:
     """Each app exposes its own requests, gauges and prometheus_client metrics, and its own number of workers."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     process = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, str(HERE / "worker_launcher.py"), method, str(tmp_path)],
+        [sys.executable, str(Path(__file__).with_name("worker_launcher.py")), method, str(tmp_path)],
         capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr

@@ -111,7 +111,10 @@ def _save_coverage() -> None:
 
 def run(script: str, *arguments: object) -> Any:
     """Run a script in a process of its own, since a process with threads must not fork. Returns its result."""
-    code = "import json, sys, worker_forks\nprint(json.dumps(getattr(worker_forks, sys.argv[1])(*sys.argv[2:])))"
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(HERE)!r}); import worker_forks\n"
+        "print(json.dumps(getattr(worker_forks, sys.argv[1])(*sys.argv[2:])))"
+    )
     process = interpreter.run(code, script, *arguments, timeout=60)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
