@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fastapi_observe.internal.errors import InternalErrors
 
 PROBE_AFTER_FAILURES: Final = 3
-"""Failures in a row after which only empty requests are sent until one is answered."""
+"""Failures in a row after which only probes, requests without items, are sent until one gets a response."""
 
 PROBE_INTERVAL: Final = 5.0
 """Seconds between two probes."""
@@ -58,7 +58,7 @@ _RANDOM: Final = random.Random()  # noqa: S311 - not a secret
 # The states of a connection to the Collector. `failures` counts the failures in a row.
 #
 #   working (failures = 0) -- failure --> backing off (failures = 1, 2; items wait until `retry_at`)
-#   backing off -- third failure --> probing (an empty request every PROBE_INTERVAL; no items are spent on it)
+#   backing off -- third failure --> probing (a request without items every PROBE_INTERVAL)
 #   probing -- reply --> items are sent at once -- failure --> probing
 #   any -- items accepted --> working
 
@@ -99,7 +99,7 @@ class CollectorOutage:
         )
 
     def record_probe_reply(self) -> None:
-        """Record that the Collector answered a probe: the next request carries items."""
+        """Record that a probe got a response: the next request carries items."""
         self.probing, self.retry_at, self.retry_after_set = False, 0.0, False
 
     def record_success(self, dropped: int) -> None:
@@ -370,7 +370,7 @@ class ExportQueue:
             if self._flush_deadlines:
                 self._tried = True
                 deadline = min(deadline, max(self._flush_deadlines))
-            # A probe is an empty request. It is valid OTLP and is answered like any other.
+            # A probe is an empty request. It is valid OTLP and gets a response like any other.
             probe = outage.probing and not self._flush_deadlines
             batch = [] if probe else buffer.take_batch()
         started = perf_counter()

@@ -123,8 +123,9 @@ class LineWriter:
     not take at once go to the `Backlog`, so that a slow reader blocks neither thread nor caller. After `close`, and in
     a forked child, each line is written at once (`_direct`), until `open`.
 
-    `max_block` is the time in seconds that an urgent line may block its caller, because standard output or another
-    writer is slow. `written` counts lines that standard output took, `dropped_by_reason` those that it did not.
+    `limit` is the maximum of lines in the queue. `max_block` is the time in seconds that an urgent line may block its
+    caller, because standard output or another writer is slow. `written` counts lines that standard output took,
+    `dropped_by_reason` those that it did not.
     Internal errors are passed to `on_internal_error`; they end neither the thread nor a caller.
     """
 
@@ -215,7 +216,7 @@ class LineWriter:
     def enqueue(
         self, record: Any, encode: Callable[[Any], bytes], file: LogFile | None = None, level: int = INFO
     ) -> None:
-        """Write the result of `encode(record)` to standard output and to `file`. It is called in the thread."""
+        """Write the result of `encode(record)`, which the writer's thread calls, to standard output and to `file`."""
         queue = self._queue
         if len(queue) >= self._limit:
             self._drop_newest(file)

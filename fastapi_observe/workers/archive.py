@@ -120,7 +120,7 @@ def _add(totals: Totals, reader: ValueFileReader, max_label_sets: int) -> None:
         if mode == "drop":
             continue
         if limited[number] and label_sets[family] >= max_label_sets and (family, labels) not in totals:
-            labels = (OVERFLOW,) * len(labels)  # noqa: PLW2901 - it is counted there
+            labels = (OVERFLOW,) * len(labels)  # noqa: PLW2901 - the overflow series counts it
         cells = list(reader.values[offset : offset + cell_count])
         before = totals.get((family, labels))
         if before is None:

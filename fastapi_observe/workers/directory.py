@@ -1,4 +1,12 @@
-"""Directory that the worker processes of one server share: their supervisor, its name, and whether it is safe."""
+"""Directory that the worker processes of one server share: their supervisor, its name, and whether it is safe.
+
+Its path is `PLACE/fastapi-observe-UID/NAMESPACE-PID-START-CHECKSUM`:
+
+- PLACE is `multiprocess_directory`, else `/dev/shm`, else the directory for temporary files.
+- `fastapi-observe-UID` is the root, with the directories of all servers of this user.
+- The last part has the PID namespace, pid and start time of the supervisor, and a checksum of the app and its
+  addresses. It contains `lock`, `archive` (`archive.py`), and the files of each worker (`files.py`).
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ A worker is named `<pid>-<monotonic nanoseconds>`. Its files are this name with 
   metric with all its series; the families of a worker are numbered from 0. `[number, [label values], offset, count]` is
   a series of that family, whose cells are `count` doubles from `offset` on (in doubles).
 - `.requests`: a named pipe. Other workers write a byte to have scrape-time values published.
-- `.exemplars`: a list of `CellExemplar` as JSON, replaced as a whole when a scrape wants exemplars.
+- `.exemplars`: a list of `CellExemplar` as JSON, replaced as a whole when a scrape wants exemplars. While they are
+  written they are in `.new`.
 
 A description of a family is made and read by `metrics/shared`. Here only its `archive_mode` matters: what the archive
 keeps of a worker that has ended, `sum`, `max`, `min`, `latest` or `drop`.
@@ -219,6 +220,8 @@ class WorkerHandles:
 class ValueFileReader:
     """Reads the files of one worker again at each `refresh`. Lines of the index that have been parsed are kept.
 
+    `values` are all its cells, `series` say which of them belong together. `live` is whether the worker runs, `own`
+    whether it is this process.
     `unreadable` is set when something in the files is invalid; the rest is used. The files of this process are read
     through the descriptors of `writer`, so that they can be read after they were removed.
     """

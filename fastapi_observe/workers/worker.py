@@ -212,7 +212,7 @@ class Worker:
         with self._read_lock:
             if not self._check_files():
                 self._own_reader.refresh()
-                return "detached", [self._own_reader]
+                return "not shared", [self._own_reader]
             self._refresh()
             if not all(reader.live for reader in self._readers.values()):
                 self._merge_ended()

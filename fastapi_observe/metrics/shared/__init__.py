@@ -15,5 +15,10 @@ The words here, which `workers/files.py` explains for files:
 - A cell is one number of a series: a count, a sum, a bucket. The cells of all series of a worker are in its value file;
   the index file says which cells belong to which series.
 - The owner of a family is the install or the registry that it comes from, the same in all workers.
-- `local_only` is what found no space in the files: only this worker reports it.
+- To bind a series is to give it cells in the value file; to move it is to bind one that has values already, which are
+  kept. `local_only` is what found no space in the files: only this worker reports it.
+- A scrape-time value exists only while it is asked for, such as the result of a function or a collector. A worker
+  publishes those values: it writes them to its cells when another worker is scraped.
+- A live worker runs. One that has ended is merged into the archive, a file with the totals of all ended workers.
+- `mode` is how the values of live workers become one (`sum`, `max`, `pid`, ...), `archive_mode` what the archive keeps.
 """

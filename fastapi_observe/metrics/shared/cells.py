@@ -71,7 +71,7 @@ class SharedCells:
         self._descriptions: dict[tuple[str, str], bytes] = {}
         self._moved: list[MovedCells] = []
 
-    def bind_all(self) -> None:
+    def move_all(self) -> None:
         """Move all series into the files."""
         with self._lock:
             self.local_only.extend(series for series in self.series() if not self._move(series))

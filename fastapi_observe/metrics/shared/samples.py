@@ -109,6 +109,7 @@ class SampleFamily:
         self.mode = str(description["mode"]).removeprefix("live")
         self.live_only = description["archive_mode"] == "drop"
         self.cumulative = bool(description["cumulative"])
+        # Places of the cells of each sample: readers of the files, with the offset in them.
         self.refs: dict[SampleKey, list[tuple[ValueFileReader, int]]] = {}
 
     def add(self, labels: tuple[str, ...], reader: ValueFileReader, offset: int) -> None:
@@ -180,6 +181,7 @@ MODES: Final[dict[str, Any]] = {
     "min": lambda values: min(one.value for one in values),
     "mostrecent": lambda values: max(values, key=lambda one: one.timestamp).value,
 }
+"""How the values of several workers become one. Modes `all` and `pid` keep them apart."""
 
 
 def _series_labels(sample: Sample) -> list[tuple[str, str]]:

@@ -52,7 +52,7 @@ class MetricSharing:
         self._forget_cells = forget_cells
         self._reset_locks = reset_locks
         self._view: MultiprocessView | None = None
-        self._values_at_fork: dict[int, float] = {}
+        self._values_at_fork: dict[int, float] = {}  # of prometheus_client's counters, which the parent reports
         self._reset_at = 0
 
     def registries(self, *, openmetrics: bool) -> Sequence[Any]:
@@ -79,8 +79,8 @@ class MetricSharing:
             worker, install_id, self._limiter, self._metrics, self._registries, self._internal_errors
         )
         with self._limiter.lock:
-            self._limiter.store = view.cells
-            view.cells.bind_all()
+            self._limiter.store = view.cells  # gives new series their cells from now on
+            view.cells.move_all()
             self._forget_cells()
         view.open(self._values_at_fork)
         self.workers_collector.worker, self.workers_collector.cannot_join = worker, False

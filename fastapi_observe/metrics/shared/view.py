@@ -60,27 +60,27 @@ class MultiprocessView:
             registry: ScrapeTimeCollectors(worker, f"{name}/scrape_time", registry, internal_errors)
             for registry, name in self._registries.items()
         }
-        self._client_cells: PrometheusClientCells | None = None
+        self._prometheus_cells: PrometheusClientCells | None = None
 
     def open(self, values_at_fork: dict[int, float]) -> None:
-        """Share the metrics of prometheus_client too, and publish values when other workers ask for them."""
+        """Share the metrics of prometheus_client too, and publish values when another worker is scraped."""
         if not uses_multiprocess_directory():
-            self._client_cells = self.worker.shared_state.setdefault(
+            self._prometheus_cells = self.worker.shared_state.setdefault(
                 "prometheus_client", PrometheusClientCells(self.worker)
             )
             for registry, name in self._registries.items():
                 if type(registry) is CollectorRegistry:
-                    self._client_cells.open(registry, f"{name}/prometheus_client", values_at_fork)
+                    self._prometheus_cells.open(registry, f"{name}/prometheus_client", values_at_fork)
         self.worker.scrape_callbacks.append(self._publish)
 
     def close(self) -> None:
         """Publish everything a last time. The caller then takes the cells back."""
         self._publish(False)  # noqa: FBT003 - a callback of the worker
         self.worker.scrape_callbacks.remove(self._publish)
-        if self._client_cells is not None:
+        if self._prometheus_cells is not None:
             for registry in self._registries:
                 if type(registry) is CollectorRegistry:
-                    self._client_cells.close(registry)
+                    self._prometheus_cells.close(registry)
 
     def restore_prometheus_client(self) -> None:
         """Leave prometheus_client as it was, in the child of a fork, once for all installs of this process."""
@@ -90,8 +90,8 @@ class MultiprocessView:
 
     def _publish(self, exemplars: bool) -> list[CellExemplar]:  # noqa: FBT001 - a callback of the worker
         found = self.cells.publish(exemplars)
-        if self._client_cells is not None:
-            found.extend(self._client_cells.publish(exemplars))
+        if self._prometheus_cells is not None:
+            found.extend(self._prometheus_cells.publish(exemplars))
         for collectors in self._scrape_time.values():
             collectors.publish()
         return found
@@ -136,7 +136,7 @@ class MultiprocessView:
         for samples in local.values():
             yield SampleCollector(SampleFamily(json.loads(samples[0].description)), samples, {})
         yield StaticCollector(self._scrape_time[registry].once)
-        if self._client_cells is None and os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):  # noqa: PTH112
+        if self._prometheus_cells is None and os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):  # noqa: PTH112
             yield from _multiprocess_directory_collectors(registry, collectors)
 
     def _merged(self, metric: BoundedMetric, exemplars: ExemplarsBySeries) -> Any:
@@ -145,11 +145,11 @@ class MultiprocessView:
         return MergedFamilyText(family, exemplars, local) if isinstance(family, MergedFamily) else metric
 
     def _find_local_families(self, registry: CollectorRegistry) -> dict[tuple[str, str], list[LocalSample]]:
-        """Return the samples that found no space, by owner and name of the family."""
+        """Return the samples that only this worker has, by owner and name of the family."""
         samples = [*self._scrape_time[registry].local_only]
-        if self._client_cells is not None:
+        if self._prometheus_cells is not None:
             samples.extend(
-                LocalSample(one.description, one.labels, *one.cells) for one in self._client_cells.local_only
+                LocalSample(one.description, one.labels, *one.cells) for one in self._prometheus_cells.local_only
             )
         found: dict[tuple[str, str], list[LocalSample]] = {}
         for sample in samples:
