@@ -72,11 +72,11 @@ test-lowest: $(READY)  ## Run TESTS on the lowest versions that pyproject.toml a
 test-fastapi: $(READY)  ## Run TESTS on each version of FASTAPI
 	@failed=''; for version in $(FASTAPI); do \
 	  echo "== fastapi $$version"; \
-	  folder=".venv-matrix/$$(echo "$$version" | tr -d '*')"; \
+	  directory=".venv-matrix/$$(echo "$$version" | tr -d '*')"; \
 	  wanted="fastapi==$$version"; test "$$version" != newest || wanted=fastapi; \
-	  { test -x "$$folder/bin/python" || $(UV) venv --quiet --python $(BIN)/python "$$folder"; } && \
-	  $(UV) pip install --quiet --python "$$folder/bin/python" --upgrade-package fastapi --editable '.[test]' "$$wanted" && \
-	  "$$folder/bin"/$(PYTEST) $(TESTS) || failed="$$failed $$version"; \
+	  { test -x "$$directory/bin/python" || $(UV) venv --quiet --python $(BIN)/python "$$directory"; } && \
+	  $(UV) pip install --quiet --python "$$directory/bin/python" --upgrade-package fastapi --editable '.[test]' "$$wanted" && \
+	  "$$directory/bin"/$(PYTEST) $(TESTS) || failed="$$failed $$version"; \
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
@@ -86,11 +86,11 @@ test-python: $(READY)  ## Run TESTS on each version of PYTHONS that is installed
 	  python=$$( { python$$version -c 'import sys; print(sys.executable)' || \
 	    ls "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version.*/bin/python; } 2>/dev/null | tail -1); \
 	  test -n "$$python" || { echo "not installed, left out"; continue; }; \
-	  folder=".venv-matrix/python-$$version"; \
-	  { test -x "$$folder/bin/python" || $(UV) venv --quiet --python "$$python" "$$folder"; } && \
-	  $(UV) pip install --quiet --python "$$folder/bin/python" --require-hashes --requirement requirements/test.txt && \
-	  $(UV) pip install --quiet --python "$$folder/bin/python" --no-build-isolation --no-deps --editable . && \
-	  "$$folder/bin"/$(PYTEST) $(TESTS) || failed="$$failed $$version"; \
+	  directory=".venv-matrix/python-$$version"; \
+	  { test -x "$$directory/bin/python" || $(UV) venv --quiet --python "$$python" "$$directory"; } && \
+	  $(UV) pip install --quiet --python "$$directory/bin/python" --require-hashes --requirement requirements/test.txt && \
+	  $(UV) pip install --quiet --python "$$directory/bin/python" --no-build-isolation --no-deps --editable . && \
+	  "$$directory/bin"/$(PYTEST) $(TESTS) || failed="$$failed $$version"; \
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

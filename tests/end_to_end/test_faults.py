@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from conftest import Seen
 
-    Patch = pytest.MonkeyPatch
 
 # The attribute of `Observability` for each name of a signal.
 ATTRIBUTES = {"traces": "tracing", "metrics": "metrics", "logs": "logs"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 TESTS: Final = Path(__file__).parents[1]
-MAX_PRIVATE: Final = 8
+MAX_PRIVATE: Final = 6
 """Private attributes of other objects that a test module may read. Most of them are those of other libraries."""
 
 PUBLIC: Final = frozenset({"_replace", "_fields", "_asdict", "_exit"})
