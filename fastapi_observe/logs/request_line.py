@@ -192,7 +192,8 @@ class RequestLineEncoder:
         if query:
             if self._redactor.has_function:  # it is called where the request runs
                 return None
-            query = query[:MAX_SCANNED_QUERY]
+            if len(query) > MAX_SCANNED_QUERY:
+                query = query[:MAX_SCANNED_QUERY]
         client, user_agent = scope.get("client"), record.headers.get(b"user-agent")
         address = client[0] if client else None
         if type(address) is str and len(address) > MAX_ADDRESS_LENGTH:

@@ -135,6 +135,7 @@ class Redactor:
         "_templates",
         "_user_agents",
         "capture_pii",
+        "has_function",
         "is_default",
     )
 
@@ -157,6 +158,7 @@ class Redactor:
         self._captures_all = "*" in self._captured_parameters
         self._patterns = tuple(re.compile(pattern) for pattern in patterns)
         self._function = function
+        self.has_function = function is not None
         self._internal_errors = internal_errors
         self.is_default = not (self._patterns or self._function or self._names.extra)
         self.capture_pii = capture_pii
@@ -191,11 +193,6 @@ class Redactor:
             internal_errors=internal_errors,
             templates=templates,
         )
-
-    @property
-    def has_function(self) -> bool:
-        """Whether a function of the user is called."""
-        return self._function is not None
 
     # Strings
 
@@ -391,12 +388,13 @@ class Redactor:
         values and in keys too. Keys are compared decoded (`%70age` is `page`). `;` separates like `&`, as in some
         parsers.
         """
-        query = query[:MAX_SCANNED_QUERY]
         text = query if isinstance(query, str) else query.decode("latin-1")
+        if len(text) > MAX_SCANNED_QUERY:
+            text = text[:MAX_SCANNED_QUERY]
         if ";" in text:
             text = text.replace(";", "&")
-        redacted = "&".join([self._query_part(part) for part in text.split("&")])
-        return redacted[:MAX_QUERY_BYTES]
+        redacted = "&".join(map(self._query_part, text.split("&"))) if "&" in text else self._query_part(text)
+        return redacted if len(redacted) <= MAX_QUERY_BYTES else redacted[:MAX_QUERY_BYTES]
 
     def _query_part(self, part: str) -> str:
         key, equals, value = part.partition("=")
@@ -510,11 +508,11 @@ class Redactor:
         routes = self._secret_routes
         if routes is None:
             routes = self._find_secret_routes()
-        return self.path(routes.hide(path[:_MAX_SCANNED_PATH]) if routes else path)
+        return self.path(path if routes.is_empty else routes.hide(path[:_MAX_SCANNED_PATH]))
 
     def has_secret_routes(self) -> bool:
         """Return whether any route template of the app has a parameter with a secret name."""
-        return bool(self._find_secret_routes() if self._secret_routes is None else self._secret_routes)
+        return not (self._find_secret_routes() if self._secret_routes is None else self._secret_routes).is_empty
 
     def _find_secret_routes(self) -> SecretRoutes:
         self._secret_routes = SecretRoutes(self._templates(), self._names.is_secret_in_text)

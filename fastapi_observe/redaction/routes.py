@@ -60,9 +60,9 @@ class _Template(NamedTuple):
 
 
 class SecretRoutes:
-    """The templates of one app that have secret parameters. False if there are none."""
+    """The templates of one app that have secret parameters. `is_empty` if there are none."""
 
-    __slots__ = ("_by_first_word", "_from_root")
+    __slots__ = ("_by_first_word", "_from_root", "is_empty")
 
     def __init__(self, templates: Iterable[str], is_secret: Callable[[str], bool]) -> None:
         self._from_root: list[_Template] = []  # start with a parameter, so compared with the whole path only
@@ -72,9 +72,7 @@ class SecretRoutes:
             parsed = _Template(template.split("/")[1:], tuple(at - 1 for at in secret[template]))
             first = parsed.segments[0]
             (self._from_root if "{" in first else self._by_first_word.setdefault(first, [])).append(parsed)
-
-    def __bool__(self) -> bool:
-        return bool(self._from_root or self._by_first_word)
+        self.is_empty = not secret
 
     def hide(self, path: str) -> str:
         """Return a path without the segments at the place of a secret parameter.

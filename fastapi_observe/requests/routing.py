@@ -60,7 +60,8 @@ class RouteTemplates:
         route = scope.get("route")
         context = routing_state.get(ROUTE_CONTEXT_KEY) if routing_state else None
         outer = scope.get("app_root_path")  # root_path minus this is the concrete path of the mounts
-        mounted = "" if outer is None else scope.get("root_path", "").removeprefix(outer)
+        root = scope.get("root_path", "")
+        mounted = "" if outer is None or root == outer else root.removeprefix(outer)
         key = (id(endpoint), id(route), id(context), mounted)
         cached = self._cache.get(key)
         if cached is not None:

@@ -103,8 +103,8 @@ class TracingService:
         self._settings = settings
         self._internal_errors = internal_errors
         self._redactor = redactor or Redactor.from_settings(settings, internal_errors)
-        self._capture_request = HeaderCapture(settings.capture_request_headers, "request", self._redactor)
-        self._capture_response = HeaderCapture(settings.capture_response_headers, "response", self._redactor)
+        self._capture_request = HeaderCapture(settings.capture_request_headers, "request", self._redactor) or None
+        self._capture_response = HeaderCapture(settings.capture_response_headers, "response", self._redactor) or None
         with without_invalid_variables():
             self.provider, self._owns_provider = make_provider(settings, internal_errors)
         self._restore_warnings = throttle_attribute_warnings()
@@ -331,7 +331,7 @@ class TracingService:
         if record.job:
             return {"fastapi_observe.job": record.endpoint}
         attributes = request_attributes(record, self._redactor)
-        if self._capture_request:
+        if self._capture_request is not None:
             attributes.update(self._capture_request.read(record.scope.get("headers") or ()))
         return attributes
 
@@ -419,7 +419,7 @@ class TracingService:
 
     def _end_server_span(self, span: Span, record: RequestRecord) -> None:
         attributes = response_attributes(record, self._settings.repeated_query_threshold, self._redactor)
-        if self._capture_response:
+        if self._capture_response is not None:
             attributes.update(self._capture_response.read(record.response_headers))
         if record.outcome in FAILED_OUTCOMES:
             if record.exception is not None:
