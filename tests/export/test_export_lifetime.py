@@ -70,7 +70,6 @@ def test_the_thread_exists_from_the_first_span_until_close() -> None:
         assert tracing.flush(1)
         assert sending_threads() == before
         spans(tracing, "a")
-        queue._start_thread()
         assert len(sending_threads() - before) == 1
         tracing.close()
         assert sending_threads() == before

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import interpreter
 import pytest
 import test_logs
+from injection import failing
 from loguru import logger
 from test_logs import Installed, Lines, inside, record_of, restore_uvicorn
 
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.logs.capture import LogCapture
 from fastapi_observe.logs.messages import parse_traceback_message
+from fastapi_observe.logs.request_line import RequestLineEncoder
 from fastapi_observe.logs.service import LogService
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 from fastapi_observe.settings.model import ObserveSettings
@@ -344,11 +346,13 @@ def test_a_crash_has_its_stack_trace_once(make: Make, lines: Lines) -> None:
 def test_a_request_line_that_cannot_be_encoded(make: Make, lines: Lines) -> None:
     """The internal error is counted, and a line with the URL is written."""
     logs = make()
-    parts: Any = (("GET",), "info", "/orders/7")
-    line = json.loads(logs._encode_request(parts))
+    with failing(RequestLineEncoder.encode):
+        logs.on_request_end(record_of())
+        logs.flush(1.0)
+    line, error = sorted(lines(), key=lambda each: "fields" not in each or "url" not in each["fields"])
     assert (line["message"], line["fields"]) == ("HTTP request completed", {"url": "/orders/7"})
     assert logs.internal_errors.counts == {"logs.request_line": 1}
-    assert lines()[0]["message"].startswith("Internal error in fastapi-observe (logs.request_line")
+    assert error["message"].startswith("Internal error in fastapi-observe (logs.request_line")
 
 
 # The root logger
