@@ -199,7 +199,7 @@ class DatabaseClient:
             return NO_OP  # type: ignore[no-any-return]
 
     def start_statement(
-        self, statement: object, *, system: str, batch: int | None = None, attributes: dict[str, Any] | None = None
+        self, statement: object, system: str, batch: int | None = None, attributes: dict[str, Any] | None = None
     ) -> Query | None:
         """Return the query for a statement of an instrumented engine or pool, not started; None inside another query.
 

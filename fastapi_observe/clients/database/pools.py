@@ -95,7 +95,7 @@ class ObservedDatabase:
                 attributes = self._attributes.setdefault(observer.pool, {**self._location, **observer.attributes})
             if not isinstance(statement, str | bytes):
                 statement = self.pool.to_text(statement)
-            query = observer.db.start_statement(statement, system=SYSTEM, batch=batch, attributes=attributes)
+            query = observer.db.start_statement(statement, SYSTEM, batch, attributes)
             return None if query is None else query.open()
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's query
             observer.internal_errors("pool.start_query", exc)

@@ -205,7 +205,7 @@ class ObservedEngine(ObserverSet):
 
     def _start(self, statement: str, context: Any, batch: Sized | None) -> Any:
         """Start a query. Returns None if there is none to measure. `batch` are its parameter sets."""
-        observer = self.observer()
+        observer = self._only or self.observer()
         if observer is None:
             return None
         query = None
@@ -220,9 +220,7 @@ class ObservedEngine(ObserverSet):
                     observer.record_connection_event(event)
                 return None
             sets = None if batch is None else len(batch)
-            query = observer.db.start_statement(
-                statement, system=self.system, batch=sets, attributes=observer.attributes
-            )
+            query = observer.db.start_statement(statement, self.system, sets, observer.attributes)
             if query is not None:
                 query.open()
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's query
@@ -236,10 +234,11 @@ class ObservedEngine(ObserverSet):
         """End a query."""
         try:
             try:
-                if isinstance(exc, GeneratorExit):  # the task that awaited the statement is gone
+                if exc is None:
+                    if cursor is not None:
+                        query.set_row_count(cursor.rowcount)
+                elif isinstance(exc, GeneratorExit):  # the task that awaited the statement is gone
                     exc = CancelledError().with_traceback(exc.__traceback__)
-                elif exc is None and cursor is not None:
-                    query.set_row_count(cursor.rowcount)
             finally:
                 query.close(exc)
         except Exception as error:  # noqa: BLE001 - as above

@@ -76,7 +76,8 @@ class PropagationPolicy:
             # A tuple: unpacking is cheaper than properties.
             trace_id, span_id, _, flags, state, valid = span.get_span_context()  # type: ignore[attr-defined]
             if valid and not state:
-                headers["traceparent"] = f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"
+                # Not an f-string, which formats each number in a call of its own, at twice the cost.
+                headers["traceparent"] = "00-%032x-%016x-%02x" % (trace_id, span_id, flags)  # noqa: UP031
                 return
         carrier: dict[str, str] = {}
         propagator.inject(carrier, self.with_allowed_baggage(context))
