@@ -1,4 +1,4 @@
-"""An app with an answer of every kind, the same in every run; `OBSERVED` says whether it is observed."""
+"""An app with a response of every kind, the same in every run; `OBSERVED` says whether it is observed."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Client:
         self._gone.set()
 
     async def receive(self) -> dict[str, Any]:
-        """Give the app what the client sends; then wait until it has left, or has its answer."""
+        """Give the app what the client sends; then wait until it has left, or has its response."""
         if self._inbox:
             return self._inbox.pop(0)
         await self._gone.wait()
@@ -111,7 +111,7 @@ async def ask(  # noqa: PLR0913 - what a request is
     stop: Callable[[Client, asyncio.Task[None]], Awaitable[None]] | None = None,
     **scope: Any,
 ) -> Answer:
-    """Send one request and return what came of it; what the app raised is in the answer.
+    """Send one request and return what came of it; what the app raised is in the result.
 
     `body` in several parts is never finished. `leave_after` is the number of body messages after which the client
     leaves (0: at once); `strict` makes sending to it an error. `stop` is given the client and the app's task.

@@ -72,7 +72,7 @@ def as_json(capsys: pytest.CaptureFixture[str], url: str, *arguments: str) -> tu
 
 @contextmanager
 def answering(body: bytes, status: int = 200, **headers: str) -> Iterator[str]:
-    """Serve one answer to every request; `_` in the names of headers is `-`."""
+    """Serve one response to every request; `_` in the names of headers is `-`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

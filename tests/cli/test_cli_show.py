@@ -41,7 +41,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @contextmanager
 def shop(**options: Any) -> Iterator[str]:
-    """Serve an app in development, after it has answered, failed and was slow. Yields its URL."""
+    """Serve an app in development, after it has responded, failed and was slow. Yields its URL."""
     app = FastAPI(title="shop")
     observe = install(app, **{"environment": "development", "capture_logging": False, **options})
 

@@ -1,4 +1,4 @@
-"""The console of an app: who may see it, what it answers, and that nothing of it exists outside development."""
+"""The console of an app: who may see it, what it responds with, and that nothing of it exists outside development."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def ask(app: Any, path: str = "/observe/", query: str = "", **scope: Any) -> tup
 
 
 def live(app: Any, query: str = "") -> dict[str, Any]:
-    """Return the answer of `api/live`."""
+    """Return the response of `api/live`."""
     found: dict[str, Any] = json.loads(ask(app, "/observe/api/live", query)[2])
     return found
 
@@ -143,7 +143,7 @@ def test_jobs_and_fields_of_requests(shop: Seen) -> None:
 
 
 def test_only_what_is_new_is_sent(shop: Seen) -> None:
-    """With the number and the instance of the last answer, unchanged requests are left out."""
+    """With the number and the instance of the last response, unchanged requests are left out."""
     first = live(shop.observe.app)
     again = live(shop.observe.app, f"since={first['seq']}&instance={first['instance']}")
     assert (again["requests"], again["points"]) == ([], [])
@@ -228,7 +228,7 @@ STRANGERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("strange", STRANGERS)
 def test_a_stranger_gets_the_app_s_404(observed: Callable[..., Seen], strange: dict[str, Any]) -> None:
-    """DNS rebinding, a proxy, another site, another machine, a wrong token: the answer is the app's own."""
+    """DNS rebinding, a proxy, another site, another machine, a wrong token: the response is the app's own."""
     seen = observed(FastAPI(), environment="development", console_token=TOKEN)
     status, headers, _ = ask(seen.observe.app, **strange)
     assert status == 404

@@ -1,4 +1,4 @@
-"""Requests of every kind to `chaos_app`, and its answers byte for byte, except for what install adds and for times."""
+"""Requests of every kind to `chaos_app`, and its responses byte for byte, without times and what install adds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BODIES: Final = {"body": BODY, "bad body": b'{"a'}
 
 
 class Answer(NamedTuple):
-    """An answer as it came over the wire, without our headers and the date, and the request id that was among them."""
+    """A response as it came over the wire, without our headers and the date, and the request id that was among them."""
 
     wire: bytes
     request_id: str

@@ -30,7 +30,7 @@ SELECT: Final = "SELECT id FROM orders WHERE name = 'x'"
 
 
 class Chunks(httpx.AsyncByteStream, httpx.SyncByteStream):
-    """An answer in two parts."""
+    """A response in two parts."""
 
     def __iter__(self) -> Iterator[bytes]:
         yield from (b"one", b"two")
@@ -203,7 +203,7 @@ HELPERS: Final[dict[str, Callable[[Any], Any]]] = {
 
 
 def make_app(parts: Parts) -> FastAPI:
-    """Make the app; without `install` it answers the same."""
+    """Make the app; without `install` its responses are the same."""
     app = FastAPI()
     _add_plain(app)
     _add_helpers(app)
@@ -363,7 +363,7 @@ async def run(app: Any, times: int) -> list[Answer]:
 
 
 async def live(app: Any, times: int = 1) -> list[Answer]:
-    """Start the app, ask for everything `times`, and shut it down; return the answers, that of the lifespan last."""
+    """Start the app, ask for everything `times`, and shut it down; return the responses, that of the lifespan last."""
     inbox: asyncio.Queue[Any] = asyncio.Queue()
     sent: list[Any] = []
     started = asyncio.Event()

@@ -89,7 +89,7 @@ class Caller:
         self.traces[request_id] = trace_id
         if row.path in self._crashing:
             self.crashes.append(request_id)
-            headers["connection"] = "close"  # as uvicorn will, some time after the answer
+            headers["connection"] = "close"  # as uvicorn will, some time after the response
         try:
             answer = await self._http.request(row.method, row.path, headers=headers, content=row.body)
         except (httpx.RemoteProtocolError, httpx.ReadError):

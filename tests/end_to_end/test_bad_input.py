@@ -168,7 +168,7 @@ def raising_app(make: Callable[[], BaseException]) -> FastAPI:
 
 
 def without_args(answer: Answer) -> Any:
-    """Return an answer without the reprs of nested exceptions, which differ from object to object."""
+    """Return a response without the reprs of nested exceptions, which differ from object to object."""
     return answer.messages, answer.raised[0]
 
 
@@ -307,7 +307,7 @@ BOMBS: dict[str, list[tuple[bytes, bytes]]] = {
 
 
 def both(observed: Callable[..., Seen], scopes: Callable[[], list[dict[str, Any]]]) -> Seen:
-    """Serve requests with and without install; the answers are the same, and the three signals agree."""
+    """Serve requests with and without install; the responses are the same, and the three signals agree."""
     app, alone_app = echoing_app(), bare(echoing_app())
     seen = observed(app)
     for ours, alone in zip(scopes(), scopes(), strict=True):
@@ -535,7 +535,7 @@ def served(app: FastAPI) -> Iterator[int]:
 
 
 def raw(port: int, data: bytes) -> tuple[bytes, bytes]:
-    """Send bytes; return the status line and the body of the answer."""
+    """Send bytes; return the status line and the body of the response."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(data)
         answer = b""

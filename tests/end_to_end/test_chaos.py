@@ -1,4 +1,4 @@
-"""Real servers with collectors that fail, ended in every way: the app answers as if we were not there.
+"""Real servers with collectors that fail, ended in every way: the app responds as without install.
 
 `OBSERVE_CHAOS=1` (`make chaos`) or `OBSERVE_SOAK=1` runs every combination, else a few that hold each part once.
 """
@@ -69,7 +69,7 @@ SETTINGS: Final = {
 
 
 class Bare(NamedTuple):
-    """What a server does without us: its answers, the seconds that it takes to end, and what it returns then."""
+    """What a server does without us: its responses, the seconds that it takes to end, and what it returns then."""
 
     answers: dict[str, bytes]
     seconds: float
@@ -110,7 +110,7 @@ class Cell:
         self._expected = expected
 
     def ask(self) -> None:
-        """Send each request several times; every answer is that of the bare app."""
+        """Send each request several times; every response is that of the bare app."""
         for answers in [ask_everything(self.server.port), *ask_at_once(self.server.port, 2)]:
             self.take(answers)
 

@@ -196,7 +196,7 @@ def installed(log_file: Path, **options: Any) -> Iterator[tuple[Any, Observabili
 
 @cache
 def expected(times: int) -> list[Answer]:
-    """Return what the bare app answers."""
+    """Return what the bare app sends."""
     parts = Parts()
     try:
         return asyncio.run(live(bare(make_app(parts)), times))
@@ -217,7 +217,7 @@ def called() -> dict[str, set[str]]:
 
 
 def differences(answers: list[Answer], times: int) -> dict[str, Any]:
-    """Return by path what the app answered otherwise than the bare one."""
+    """Return by path the responses that differ from those of the bare app."""
     paths = (*(PATHS * times), "lifespan")
     pairs = zip(paths, answers, expected(times), strict=True)
     return {path: answer.raised or answer.messages for path, answer, wanted in pairs if answer != wanted}

@@ -92,7 +92,7 @@ async def test_background_tasks_are_not_latency(observed: Callable[..., Seen]) -
 
 
 async def test_background_tasks_that_fail(observed: Callable[..., Seen]) -> None:
-    """A task that fails is counted as failed; the request, answered long before, stays as it was."""
+    """A task that fails is counted as failed; the request, served long before, stays as it was."""
     seen = observed(app := make_zoo(base=False))
     answer = await ask(app, "/background/broken")
     assert isinstance(answer.raised, BrokenError)
@@ -102,7 +102,7 @@ async def test_background_tasks_that_fail(observed: Callable[..., Seen]) -> None
 
 @pytest.mark.parametrize(("status", "handled"), [(500, 500), (418, 418), (200, 200)])
 async def test_a_handler_of_every_exception(observed: Callable[..., Seen], status: int, handled: int) -> None:
-    """`@exception_handler(Exception)` may answer as it likes: the status is what it sent, the request failed."""
+    """`@exception_handler(Exception)` may respond as it likes: the status is what it sent, the request failed."""
     app = FastAPI()
 
     @app.exception_handler(Exception)

@@ -66,7 +66,7 @@ def make_slow() -> FastAPI:
 
 @pytest.mark.parametrize("base", [False, True])
 async def test_the_client_leaves_while_it_sends(observed: Callable[..., Seen], base: bool) -> None:  # noqa: FBT001
-    """A client that leaves before its request is complete: 499, whatever the app then tries to answer."""
+    """A client that leaves before its request is complete: 499, whatever the app then tries to send."""
     app = make_slow()
     if base:
         app.add_middleware(BaseMiddleware)
@@ -78,7 +78,7 @@ async def test_the_client_leaves_while_it_sends(observed: Callable[..., Seen], b
 
 @pytest.mark.parametrize("path", ["/watching", "/failing"])
 async def test_the_client_leaves_before_the_response(observed: Callable[..., Seen], path: str) -> None:
-    """An app that notices that the client has left: 499, even if it answers or fails afterwards."""
+    """An app that notices that the client has left: 499, even if it responds or fails afterwards."""
     seen = observed(app := make_slow())
     await ask(app, path, leave_after=0)
     assert_agreement(seen, Facts(path, 499, *LEFT))

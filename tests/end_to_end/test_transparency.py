@@ -419,12 +419,12 @@ class Tagging(BaseHTTPMiddleware):
 
 
 async def tenant(request: Request) -> AsyncIterator[str]:
-    """Return who asks."""
+    """Return the client."""
     yield request.headers.get("x-tenant", "none")
 
 
 def user(name: Annotated[str, Depends(tenant)]) -> str:
-    """Return who asks, once more."""
+    """Return the client, once more."""
     return f"user of {name}"
 
 
@@ -435,7 +435,7 @@ async def with_state(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
 
 
 def rich_app(file: Path | None = None) -> FastAPI:
-    """Make an app with one path for each way to answer."""
+    """Make an app with one path for each way to respond."""
     app = FastAPI(lifespan=with_state)
     app.add_middleware(Tagging)
     app.add_middleware(GZipMiddleware, minimum_size=200)
@@ -449,7 +449,7 @@ def rich_app(file: Path | None = None) -> FastAPI:
 
 
 def add_plain(app: FastAPI, file: Path | None) -> None:
-    """Add what answers in one piece."""
+    """Add what responds in one piece."""
 
     @app.get("/dependencies")
     def dependencies(who: Annotated[str, Depends(user)]) -> dict[str, str]:
@@ -484,7 +484,7 @@ def add_plain(app: FastAPI, file: Path | None) -> None:
 
 
 def add_streams(app: FastAPI) -> None:
-    """Add what answers in pieces."""
+    """Add what responds in pieces."""
 
     @app.get("/stream")
     async def stream() -> StreamingResponse:
@@ -540,7 +540,7 @@ def add_connections(app: FastAPI) -> None:
 
 
 def requests() -> list[tuple[dict[str, Any], list[Any]]]:
-    """Return a request for every way to answer, with what its client sends."""
+    """Return a request for every way to respond, with what its client sends."""
     gets = (
         *("/dependencies", "/large", "/stream", "/broken-stream", "/background", "/background-error", "/error"),
         *("/refused", "/shared", "/shared", "/items/7", "/items/x?q=y", "/items/7/", "/nowhere", "/file", "/docs"),

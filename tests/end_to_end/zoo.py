@@ -32,7 +32,7 @@ class BrokenError(Exception):
 
 
 class RefusedError(Exception):
-    """What a handler answers with 409."""
+    """What a handler responds with 409."""
 
 
 class ClumsyError(Exception):

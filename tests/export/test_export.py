@@ -181,7 +181,7 @@ def test_an_outage_keeps_the_newest_spans(
 
 
 def test_probes_carry_no_spans(exporting: Callable[..., Exporting]) -> None:
-    """After three failures only empty requests are sent, until one is answered."""
+    """After three failures only empty requests are sent, until one gets a response."""
     with Collector("reset") as collector:
         one = exporting(collector, batch_size=10)
         one.spans(40)
@@ -194,7 +194,7 @@ def test_probes_carry_no_spans(exporting: Callable[..., Exporting]) -> None:
 
 @pytest.mark.parametrize("mode", ["503", "429"])
 def test_spans_that_are_wanted_later_stay_queued(mode: Mode, exporting: Callable[..., Exporting]) -> None:
-    """However often the collector answers 503 or 429, no span is dropped while there is room. Each arrives once."""
+    """While the collector responds with 503 or 429, no span is dropped if there is room. Each arrives once."""
     with Collector(mode) as collector:
         collector.retry_after = ""
         one = exporting(collector, batch_size=25)
@@ -225,7 +225,7 @@ def test_the_oldest_deferred_spans_are_dropped_first(exporting: Callable[..., Ex
 
 
 class DefersItems(Collector):
-    """A collector that answers 503 to requests with items while it is `busy`, and accepts probes."""
+    """A collector that responds with 503 to requests with items while it is `busy`, and accepts probes."""
 
     busy = True
 
@@ -289,7 +289,7 @@ def test_a_rejected_probe_counts_as_an_answer(exporting: Callable[..., Exporting
 
 
 def test_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The waits are 1 s, 2 s, then 5 s between probes, each 20 % more or less; an answer ends them."""
+    """The waits are 1 s, 2 s, then 5 s between probes, each 20 % more or less; a response ends them."""
     monkeypatch.undo()  # the real seconds
     now = 1000.0
     outage = CollectorOutage("spans", "http://collector", clock=lambda: now)

@@ -60,7 +60,7 @@ def _answers(port: int) -> bool:
 
 
 class HttpService:
-    """An HTTP server that answers `/404` and the like with that status, everything else with 200."""
+    """An HTTP server that responds to `/404` and the like with that status, everything else with 200."""
 
     def __init__(self, port: int) -> None:
         self.port = port

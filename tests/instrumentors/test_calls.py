@@ -27,7 +27,7 @@ SERVICE = "shop.Stock"
 
 @contextmanager
 def grpc_server() -> Iterator[str]:
-    """Run a real server with a method that answers, one that streams, and some that fail."""
+    """Run a real server with a method that responds, one that streams, and some that fail."""
 
     def echo(request: bytes, context: grpc.ServicerContext) -> bytes:
         received.append(dict(context.invocation_metadata()))

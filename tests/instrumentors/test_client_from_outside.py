@@ -27,7 +27,7 @@ class RedisClient:
         self._answers = self._socket.makefile("rb")
 
     def execute(self, command: str, *arguments: str) -> str:
-        """Send a command and return the answer. Raises `RuntimeError` for an error."""
+        """Send a command and return the response. Raises `RuntimeError` for an error."""
         with get_observability().db.query(command, system="redis") as query:
             words = [word.encode() for word in (command, *arguments)]
             self._socket.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in words))

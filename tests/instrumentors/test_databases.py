@@ -125,7 +125,7 @@ def test_an_engine_given_later_switches_its_driver_off(observed: Callable[..., S
 
 @pytest.fixture
 def mongo() -> Iterator[Any]:
-    """Run a server that speaks MongoDB's wire protocol and answers every command."""
+    """Run a server that speaks MongoDB's wire protocol and replies to every command."""
     mockupdb = library("mockupdb")
     server = mockupdb.MockupDB(auto_ismaster={"maxWireVersion": 21})
     found = {"ok": 1, "cursor": {"id": 0, "ns": "shop.orders", "firstBatch": [{"_id": 1}]}}

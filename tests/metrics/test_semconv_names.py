@@ -37,7 +37,7 @@ SLOS = (
 
 
 def shop() -> FastAPI:
-    """Return an app with routes that answer, refuse and fail."""
+    """Return an app with routes that respond, refuse and fail."""
     app = FastAPI()
 
     @app.get("/items/{item_id}")

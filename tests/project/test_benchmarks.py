@@ -427,7 +427,7 @@ def test_everybody_has_a_core_where_there_are_enough() -> None:
 
 
 def test_clients_ask_again_and_again() -> None:
-    """The clients of the load take whole answers, each as often as requested, and report their size."""
+    """The clients of the load take whole responses, each as often as requested, and report their size."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):

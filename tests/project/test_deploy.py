@@ -306,13 +306,13 @@ class Prometheus:
         self._client = httpx.AsyncClient(base_url=url, timeout=5, trust_env=False)
 
     async def ask(self, path: str, **parameters: str) -> Any:
-        """Return `data` of an answer of its API."""
+        """Return `data` of a response of its API."""
         answer = await self._client.get(f"/api/v1/{path}", params=parameters)
         assert answer.is_success, answer.text
         return answer.json()["data"]
 
     async def until(self, path: str, condition: Any, **parameters: str) -> Any:
-        """Ask until the answer is as wanted."""
+        """Ask until the response is as wanted."""
         deadline = time.monotonic() + 30
         while True:
             try:

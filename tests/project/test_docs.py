@@ -84,7 +84,7 @@ def _uninstall() -> Iterator[None]:
 
 @pytest.fixture
 def _hosts_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every host that an example calls answers with 200: no example leaves this machine."""
+    """Every host that an example calls responds with 200: no example leaves this machine."""
 
     async def answer(_transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json={"path": request.url.path})
@@ -101,7 +101,7 @@ def _lambda_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=[f"{each.page.stem}-{each.line}" for each in EXAMPLES])
 @pytest.mark.usefixtures("_uninstall", "_hosts_that_answer", "_lambda_adapter")
 def test_an_example_runs(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every python block runs as it is, and every path operation in it answers without failing."""
+    """Every python block runs as it is, and every path operation in it responds without failing."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(example.code, str(example.page), "exec", dont_inherit=True), names)  # noqa: S102 - our own pages

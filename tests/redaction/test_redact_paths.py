@@ -229,7 +229,7 @@ def test_a_remembered_parameter_hides_values_only() -> None:
 
 
 def test_a_function_sees_each_name_of_a_parameter() -> None:
-    """Its answers may change, so none is remembered."""
+    """Its responses may change, so none is remembered."""
     seen: list[str] = []
     redactor = Redactor(function=lambda text: seen.append(text) or text)  # type: ignore[func-returns-value]
     assert [redactor.query("a=1"), redactor.query("a=1")] == ["a=REDACTED"] * 2

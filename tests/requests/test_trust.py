@@ -58,7 +58,7 @@ def make_app() -> FastAPI:
 
 
 def call(app: FastAPI, client: Any, *headers: tuple[bytes, bytes], times: int = 1) -> list[dict[bytes, bytes]]:
-    """Send requests from `client`; return the headers of the answers."""
+    """Send requests from `client`; return the headers of the responses."""
 
     async def run() -> list[dict[bytes, bytes]]:
         found = []
@@ -73,7 +73,7 @@ def call(app: FastAPI, client: Any, *headers: tuple[bytes, bytes], times: int = 
 
 
 class Raw(Server):
-    """Keeps the headers of the answer as they were sent."""
+    """Keeps the headers of the response as they were sent."""
 
     headers: Iterable[tuple[bytes, bytes]] = ()
 
@@ -153,7 +153,7 @@ class Raw(Server):
 def test_private_peers(client: Any, headers: dict[bytes, bytes], *, trusted: bool) -> None:
     """The TCP peer decides; headers of proxies can only take trust away."""
     trust = TrustPolicy("private")
-    for _ in range(2):  # the second answer is the remembered one
+    for _ in range(2):  # the second response is the remembered one
         assert trust.trusts_peer({"client": client, "headers": [*headers.items()]}, headers) is trusted
 
 

@@ -164,7 +164,7 @@ def test_untrusted_callers_choose_nothing(observed: Callable[..., Seen]) -> None
 
 
 def test_requests_that_are_not_reported_have_no_span(observed: Callable[..., Seen]) -> None:
-    """`/metrics` and excluded paths are answered without contrib's spans; contrib's own exclusion keeps our span."""
+    """`/metrics` and excluded paths get a response without contrib's spans; contrib's own exclusion keeps our span."""
     seen = observed(
         app := FastAPI(), server_span="contrib", exclude_paths=["/health"], contrib_options={"excluded_urls": "plain"}
     )
@@ -346,7 +346,7 @@ async def call(app: Any, path: str, **changes: Any) -> list[dict[str, Any]]:
 async def test_requests_that_contrib_cannot_read(
     observed: Callable[..., Seen], changes: dict[str, Any], ratio: float
 ) -> None:
-    """Headers and queries at which contrib's middleware raises are answered as always, and have one server span."""
+    """Headers and queries at which contrib's middleware raises get a response as always, and have one server span."""
     seen = observed(
         app := FastAPI(), server_span="contrib", sample_ratio=ratio, tail_sampling=["first"], log_level="fatal"
     )

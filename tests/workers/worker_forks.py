@@ -121,7 +121,7 @@ def run(script: str, *arguments: object) -> Any:
 
 
 def instance(url: str, times: str) -> dict[str, Any]:
-    """Children of a process that has answered already; each answers a request and sends everything to `url`."""
+    """Children of a process that has served a request already; each serves one and sends everything to `url`."""
     ended: list[str] = []
 
     class Noting(SpanProcessor):

@@ -66,7 +66,7 @@ def main(method: str, place: str) -> None:
         pipe.send("end")
     for process in processes:
         process.join()
-    print(json.dumps(shown))  # noqa: T201 - this is the answer
+    print(json.dumps(shown))  # noqa: T201 - this is the response
 
 
 if __name__ == "__main__":
