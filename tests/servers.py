@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def serving(app: Any, **options: Any) -> Iterator[int]:
-    """Serve an app on `port`, by default a free one, and yield it. At the end requests are served to their end."""
+    """Serve an app on `port`, by default a free one, and yield it. At the end, running requests are completed."""
     # h11 because httptools responds to unknown methods by itself.
     options = {"port": 0, "http": "h11", "timeout_graceful_shutdown": 5, **options}
     config = uvicorn.Config(app, host="127.0.0.1", **options)
