@@ -312,10 +312,13 @@ _NO_STATE: Final = trace.INVALID_SPAN_CONTEXT.trace_state
 # A span context is a tuple of its parts and of whether they are valid. Its class would check them again.
 
 
-def local_context(ids: tuple[str, str], flags: int, state: TraceState | None) -> SpanContext:
-    """Return the context of a span of this process. `ids` are valid ones, as hexadecimal digits."""
+def new_context(
+    ids: tuple[str | bytes, str | bytes], bits: int, state: TraceState | None, *, is_remote: bool = False
+) -> SpanContext:
+    """Return the context of a span. `ids` are valid ones, as hexadecimal digits; `bits` are its flags."""
+    flags = FLAGS[bits] if bits < len(FLAGS) else TraceFlags(bits)
     state = _NO_STATE if state is None else state
-    return tuple.__new__(SpanContext, (int(ids[0], 16), int(ids[1], 16), False, FLAGS[flags], state, True))
+    return tuple.__new__(SpanContext, (int(ids[0], 16), int(ids[1], 16), is_remote, flags, state, True))
 
 
 def child_context(parent: SpanContext) -> SpanContext:
@@ -333,7 +336,7 @@ class UnsampledSpan(NonRecordingSpan):
     @cached_property
     def _context(self) -> SpanContext:  # type: ignore[override]
         trace_id, span_id, random, state = self._parts
-        return local_context((trace_id, span_id), random, state)
+        return new_context((trace_id, span_id), random, state)
 
     def get_span_context(self) -> SpanContext:
         """Return the span context."""
@@ -475,7 +478,7 @@ def is_sdk_compatible(factory: SpanFactory) -> bool:
         span.finish("GET /", 2)
         parent = SpanContext(1, 2, is_remote=True, trace_flags=FLAGS[1])
         child = child_context(parent)
-        local = local_context(("1", f"{child.span_id:x}"), 1, None)
+        local = new_context(("1", f"{child.span_id:x}"), 1, None)
         expected = SpanContext(1, child.span_id, is_remote=False, trace_flags=FLAGS[1], trace_state=parent.trace_state)
     except Exception:  # noqa: BLE001 - a later SDK may do anything
         return False

@@ -197,6 +197,10 @@ class TrustPolicy:
 
 def find_proxy_header(headers: Mapping[bytes, bytes], known: frozenset[bytes] = PROXY_HEADERS) -> str:
     """Return a header by which a proxy is recognized, one of `known` or `X-Forwarded-*`; empty if there is none."""
+    if known.isdisjoint(headers) and _FORWARDED_PREFIX not in b" ".join(
+        headers
+    ):  # usually, at a tenth of the loop's cost
+        return ""
     for name in headers:
         if name in known:
             return name.decode("latin-1")

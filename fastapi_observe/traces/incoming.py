@@ -6,8 +6,9 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import propagate, trace
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
 
+from fastapi_observe.internal.opentelemetry import new_context
 from fastapi_observe.records.request import CONTEXT_KEY, RecordRef
 from fastapi_observe.traces.context import well_formed_headers
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
     from fastapi_observe.records.request import RequestRecord
 
-_TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-"""A `traceparent` of version 00."""
+_TRACEPARENT: Final = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+"""A `traceparent` of version 00 with valid ids."""
 
 
 def parse_lone_traceparent(record: RequestRecord) -> SpanContext | None:
@@ -35,8 +36,7 @@ def parse_lone_traceparent(record: RequestRecord) -> SpanContext | None:
     if len(headers) != len(record.scope["headers"]):  # a header occurs twice
         return None
     trace_id, span_id, flags = match.groups()
-    context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
-    return context if context.is_valid else None
+    return new_context((trace_id, span_id), int(flags, 16), None, is_remote=True)
 
 
 def extract_parent(

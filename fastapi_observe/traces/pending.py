@@ -18,7 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 
-from fastapi_observe.internal.opentelemetry import FLAGS, child_context, local_context
+from fastapi_observe.internal.opentelemetry import FLAGS, child_context, new_context
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.traces.context import RANDOM
 
@@ -465,7 +465,7 @@ class PendingServerSpan(PendingSpan):
         return self.trace or self.__dict__.setdefault("trace", PendingTrace(self._total))
 
     def _make_context(self) -> SpanContext:
-        context = local_context(self._ids, self._flags, self._state)
+        context = new_context(self._ids, self._flags, self._state)
         # From now on the trace may go on in another request or job of this process.
         pending = self.pending
         if pending.parts is None and not pending.discarded:

@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import functools
 import logging
-from random import getrandbits
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +26,7 @@ from fastapi_observe.internal.opentelemetry import (
     SpanFactory,
     UnsampledSpan,
     is_sdk_compatible,
-    local_context,
+    new_context,
 )
 from fastapi_observe.records.fields import current_fields
 from fastapi_observe.records.guard import fail_safe, return_no_op
@@ -218,15 +217,16 @@ class TracingService:
         if context and is_stale_context(context):
             context = Context()
         carried = not headers.keys().isdisjoint(self._carriers)
-        if context or carried:
+        if context:
             current = trace.get_current_span(context)
             if is_server_span(current):
                 self._adopt_server_span(record, current, context)
                 return
             parent = current.get_span_context()
-            if carried and self._trust.is_trusted(record):
+        if carried:
+            if self._trust.is_trusted(record):
                 context, parent = self._extract_parent(record, context)
-            elif carried:
+            else:
                 links = link_to_caller(self._extract_parent(record, Context())[1])
         if self._factory is not None:
             self._start(self._factory, record, context, parent, links)
@@ -301,14 +301,15 @@ class TracingService:
             chosen = ids[0][16:] < self._threshold
         else:
             state, random = parent.trace_state, parent.trace_flags & RANDOM
-            record.trace_id, record.span_id = ids = f"{parent.trace_id:032x}", f"{getrandbits(64):016x}"
+            span_id = (next(ID_SOURCE.pairs, None) or ID_SOURCE.refill())[1]
+            record.trace_id, record.span_id = ids = parent.trace_id.to_bytes(16).hex(), span_id
             chosen = parent.trace_flags.sampled if self._parent_decides else ids[0][16:] < self._threshold
             # Callers choose the flag and the trace id. Where everything is sampled anyway, they force nothing.
             if chosen and parent.is_remote and self._threshold != SAMPLE_ALL:
                 chosen = self.rate_limit.allow()
         span: Span
         if chosen:
-            position, attributes = local_context(ids, random | 1, state), self._request_attributes(record)
+            position, attributes = new_context(ids, random | 1, state), self._request_attributes(record)
             span = factory.start(
                 record.method, position, parent, context, attributes, record.started_ns, record.span_kind
             )
