@@ -450,6 +450,13 @@ class RecordedSpan(Span):
             self._links = BoundedList(self._limits.max_links)
         super().add_link(context, attributes)
 
+    def end_operation(self, name: str, attributes: Mapping[str, Any], duration: float) -> None:
+        """End the span of an operation that lasted `duration` seconds, with attributes as in the method above."""
+        if self._end_time is None:
+            self._bounded._dict.update(attributes)
+            # Measured with the monotonic clock: the wall clock may have been set in between.
+            self.finish(name, (self._start_time or 0) + int(duration * 1e9))
+
     def finish(self, name: str, end_time: int) -> None:
         """Rename and end the span, and pass it to the span processors without a copy. Idempotent."""
         if self._end_time is not None:

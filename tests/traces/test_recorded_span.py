@@ -152,7 +152,8 @@ def test_finish_ends_once(observed: Callable[..., Seen]) -> None:
     span = factory.start("GET", ELSEWHERE, None, Context(), {}, 1)
     span.finish("GET /a", 2)
     span.finish("GET /b", 3)
-    assert [(each.name, each.end_time) for each in seen.spans] == [("GET /a", 2)]
+    span.end_operation("GET /c", {"a": 1}, 1.0)
+    assert [(each.name, each.end_time, dict(each.attributes or {})) for each in seen.spans] == [("GET /a", 2, {})]
 
 
 def test_a_context_with_an_open_server_span_is_not_stale(observed: Callable[..., Seen]) -> None:
