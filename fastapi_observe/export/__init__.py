@@ -9,5 +9,6 @@ The words here, in the order of an item's way from `ExportQueue.put` to the Coll
 - An outage is a series of failed requests. After three of them only probes are sent, requests without items.
 - An item is settled when it is exported or dropped. Each drop has a reason.
 
-Spans are exported from `traces/`; `push.py` adds log lines and metrics, if they are enabled.
+Spans are exported from `traces/`; `push.py` adds log lines and metrics, if they are enabled. A new exporter is a
+`Transport` (`transport.py`) that `make_transport` (`setup.py`) returns for its `otlp_protocol`.
 """

@@ -48,7 +48,7 @@ class QueueLimits(NamedTuple):
     shutdown: float
 
 
-# The states of an item, each with the call that moves it on. Behind a slash: the reasons of drops on the way.
+# The states of an item, each with the call that moves it on. After a slash: the reasons for drops at this step.
 #
 #   raw -- take_slice --> encoding -- add --> ready -- take_batch --> sending -- apply_result --> exported
 #   |                     |                   |  ^                    |  |

@@ -113,7 +113,7 @@ class _Reader(io.RawIOBase):
 
 
 class HttpTransport:
-    """Sends POST requests to one URL over a kept connection."""
+    """Sends POST requests to one URL over a connection that is kept open (keep-alive)."""
 
     def __init__(self, url: str, headers: Mapping[str, str], signal: str) -> None:
         # getaddrinfo imports it on first use. Two threads that do so at once may fail (circular import).

@@ -1,1 +1,4 @@
-"""The logs signal: log lines, what is captured, and the writer."""
+"""The logs signal: log lines, what is captured, and the writer.
+
+The keys of JSON lines for other platforms are in `formats/`; `text.py` writes lines for people.
+"""

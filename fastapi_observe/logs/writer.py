@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastapi_observe.logs.file.file import LogFile
 
 MAX_QUEUED_LINES: Final = 10_000
-"""Maximum of lines in the queue, and in the backlog. Lines of level error may exceed the queue's by a tenth."""
+"""Maximum of lines in the queue, and in the backlog. For lines of level error, the queue takes a tenth more."""
 
 MAX_QUEUED_BYTES: Final = 8 << 20
 """Maximum of bytes in the queue, and in the backlog."""
@@ -126,7 +126,7 @@ class LineWriter:
     `limit` is the maximum of lines in the queue. `max_block` is the time in seconds that an urgent line may block its
     caller, because standard output or another writer is slow. `written` counts lines that standard output took,
     `dropped_by_reason` those that it did not.
-    Internal errors are passed to `on_internal_error`; they end neither the thread nor a caller.
+    Internal errors are passed to `on_internal_error`; they end neither the thread nor the call of a user.
     """
 
     def __init__(self, limit: int = MAX_QUEUED_LINES) -> None:
@@ -236,7 +236,9 @@ class LineWriter:
         file_line: bytes = b"",
         level: int = INFO,
     ) -> None:
-        """Write `line` to standard output and `file_line`, the same as JSON, to `file`. Never raises.
+        """Write `line` to standard output and `file_line` to `file`. Never raises.
+
+        They differ where `line` is text for a terminal: `file_line` is the same record as JSON.
 
         `urgent` is for errors and for lines of the server, whose last ones come right before the process ends.
         Blocks for at most `max_block` seconds, and longer only if the disk of an urgent line's file does.

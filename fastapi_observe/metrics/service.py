@@ -1,4 +1,4 @@
-"""The metrics signal, and the metrics API for users: `MetricsService`."""
+"""`MetricsService`: the metrics signal, which counts requests and jobs, and the metrics API for users."""
 
 from __future__ import annotations
 

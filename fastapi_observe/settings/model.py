@@ -1,4 +1,4 @@
-"""`ObserveSettings`: every option of fastapi-observe, declared once."""
+"""`ObserveSettings`: declares every option of fastapi-observe, with its type, default, variables and description."""
 # ruff: noqa: FBT003 - the first argument of option() is its default, of any type
 
 from __future__ import annotations

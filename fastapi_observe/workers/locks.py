@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def try_lock(descriptor: int) -> bool | None:
-    """Lock an open file for one turn. Returns False if it is locked elsewhere, None if the file system has no locks.
+    """Lock an open file for one write. Returns False if it is locked elsewhere, None if the file system has no locks.
 
     The kernel releases the lock when the process dies.
     """

@@ -80,8 +80,9 @@ class CellExemplar(NamedTuple):
 class Worker:
     """A worker process among those of its server.
 
-    `shared_state` is what the installs of this process have in common. `scrape_callbacks` publish scrape-time
-    values and return exemplars, if the argument says so. Raises OSError if the directory cannot be joined.
+    `shared_state` is what the installs of this process have in common, such as the values of prometheus_client.
+    `scrape_callbacks` publish scrape-time values, and return exemplars if the argument is true. Raises OSError if the
+    directory cannot be joined.
     """
 
     def __init__(
@@ -106,7 +107,8 @@ class Worker:
         self._unreadable: set[object] = set()
         self._sharing_stopped = self._leaving = False
         self._lacks_space = False  # some values are in no file: only this process reports them
-        self._found_no_space = False  # the same, since the last publication, which tries to move all of them again
+        # The same while values are published, which moves all of them again: `_lacks_space` is set to it at the end.
+        self._found_no_space = False
         self._retry_at = 0.0
         self._handles = self._join()
         self._own_reader = ValueFileReader(self.file_prefix, os.getpid(), self._handles.files)

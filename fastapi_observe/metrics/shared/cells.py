@@ -177,6 +177,7 @@ def metric_series(metrics: Iterable[BoundedMetric]) -> Iterator[BoundedMetric]:
 def move_to_memory(series: Iterable[BoundedMetric]) -> None:
     """Give series cells in the memory of this process. Gauges keep their value, everything else starts at zero."""
     for each in series:
+        # Counts are integers in a single process, which are exposed without `.0`. A histogram's last cell is its sum.
         each.cells = [each.cells[0]] if isinstance(each, Gauge) else [0] * (len(each.cells) - 1) + [0.0]
         if isinstance(each, Counter):
             each.cells[0] = 0

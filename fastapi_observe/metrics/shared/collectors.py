@@ -37,7 +37,7 @@ class StaticCollector:
 
 
 class LabeledCollector:
-    """A collector of this package with constant labels on each sample. Anything else is that of the collector."""
+    """A collector of this package (`inner`) with constant labels on each sample. Its other attributes are `inner`'s."""
 
     def __init__(self, inner: Any, labels: Mapping[str, str]) -> None:
         self.inner = inner

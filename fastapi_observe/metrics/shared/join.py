@@ -40,10 +40,10 @@ WORKER_GROUPS: Final[weakref.WeakSet[WorkerGroup]] = weakref.WeakSet()
 """All installs of this process, for the child after a fork."""
 
 JOINED_WORKERS: Final[dict[Path, JoinedWorker]] = {}
-"""By directory. One for each, because POSIX locks belong to the process: a second worker would lose the first's."""
+"""By directory, one for each. POSIX locks belong to the process: a second worker in it would see the first as ended."""
 
 INSTALL_COUNTS: Final[Counter[str]] = Counter()
-"""Installs of each app in this process. Every worker makes those of one app in the same order."""
+"""Installs of each app in this process. Every worker makes them in the same order: the number identifies one in all."""
 
 LOCK: Final = threading.Lock()
 """For `JOINED_WORKERS`. Taken after `WorkerGroup._join_lock`, and before all locks of a worker."""

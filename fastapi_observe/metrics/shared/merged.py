@@ -29,7 +29,7 @@ CellRefs = list[tuple["ValueFileReader", int]]
 """Places of the cells of one series: the reader that has their values, and the offset in them."""
 
 UNLIMITED: Final = 1 << 60
-"""The limits were applied by the workers that made the series."""
+"""No limit: the workers that made the series have applied theirs."""
 
 GAUGE_MODES: Final[dict[str, Any]] = {"sum": sum, "max": max, "min": min}
 """How the gauges of several workers become one. Mode `pid` keeps them apart."""
@@ -97,7 +97,11 @@ class MergedFamily:
 
 
 class MergedSeries:
-    """One series, as the rendering of `template` needs it."""
+    """One series, as the rendering of `template` needs it.
+
+    `pairs` are its labels in the text format, `braced` the same in braces. `value` is that of a gauge, `values` are the
+    merged cells of any other series.
+    """
 
     __slots__ = ("braced", "exemplars", "pairs", "refs", "value", "values")
 
@@ -155,6 +159,7 @@ class MergedFamilies:
         self.families: dict[tuple[str, str], MergedFamily | SampleFamily] = {}
         self.mismatched: set[tuple[str, str]] = set()
         self._token: object = None
+        # By name of the worker: how many of its series are assigned, and its families by their number in its index.
         self._series_seen: dict[str, int] = {}
         self._by_number: dict[str, list[MergedFamily | SampleFamily | None]] = {}
 

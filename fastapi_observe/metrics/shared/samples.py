@@ -75,7 +75,7 @@ def describe_samples(  # noqa: PLR0913 - the parts of a family
 
     `owner` is a registry, so that two registries may have metrics of one name. `mode` is how the samples of several
     workers are merged: one of prometheus_client's multiprocess modes, or `pid`.
-    `cumulative` says whether each bucket includes the lower ones, as collectors return them.
+    `cumulative` is whether each bucket includes the lower ones, as collectors return them.
     """
     return {
         "owner": owner,

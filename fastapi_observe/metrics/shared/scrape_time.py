@@ -115,4 +115,4 @@ class ScrapeTimeCollectors:
             else:
                 published.add(key)
                 self._cells[key] = cells
-                cells[0], cells[1] = sample.value, 1.0
+                cells[0], cells[1] = sample.value, 1.0  # no time: all that matters is that it is not 0

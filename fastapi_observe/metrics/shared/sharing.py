@@ -33,7 +33,8 @@ class SharedValues(NamedTuple):
 class MetricSharing:
     """Shares the metrics of one install with other processes, from `share` to `unshare`.
 
-    `forget_cells` is called whenever series get other cells. `reset_locks` is called in the child of a fork.
+    `forget_cells` is called whenever series get other cells: it drops what the signal has cached of the old ones.
+    `reset_locks` is called in the child of a fork.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class MetricSharing:
             return SharedValues(view.cells.install_id, view.worker.read()[1], [*view.cells.local_only])
 
     def unshare(self) -> None:
-        """Take the values back. Counters start at zero: what was counted stays with the workers."""
+        """Keep values in this process again. Counters start at zero: what was counted stays in the totals of the workers."""
         view, self._view = self._view, None
         if view is not None:
             view.close()
