@@ -97,7 +97,7 @@ class MetricSharing:
             return SharedValues(view.cells.install_id, view.worker.read()[1], [*view.cells.local_only])
 
     def unshare(self) -> None:
-        """Keep values in this process again. Counters start at zero: what was counted stays in the totals of the workers."""
+        """Keep values in this process again. Counters start at zero: what was counted stays in the files."""
         view, self._view = self._view, None
         if view is not None:
             view.close()
