@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from fastapi_observe.internal.throttle import LogThrottle
+from fastapi_observe.internal.version import REPORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,9 +45,10 @@ class InternalErrors:
                 return
             logging.getLogger("fastapi_observe").error(
                 "Internal error in fastapi-observe (%s: %s). Your app was not affected. Counted in "
-                "fastapi_observe_internal_errors_total; logged at most once a minute. Please report it.",
+                "fastapi_observe_internal_errors_total; logged at most once a minute. %s",
                 site,
                 type(exc).__name__,
+                REPORT,
             )
 
 

@@ -22,6 +22,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 from starlette.background import BackgroundTask
 
 from fastapi_observe.internal.forks import register_at_fork
+from fastapi_observe.internal.version import REPORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,7 +75,8 @@ def find_suppression_key() -> str:
     if key is None:
         logging.getLogger("fastapi_observe").warning(
             "This version of opentelemetry-api has no key to suppress instrumentation: instrumented HTTP libraries may "
-            "record spans for exports. Please report it."
+            "record spans for exports. %s",
+            REPORT,
         )
     return key or otel_context.create_key("suppress_instrumentation")
 

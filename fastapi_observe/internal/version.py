@@ -1,10 +1,14 @@
-"""The version of the package, and the address of its documentation."""
+"""The version of the package, and the addresses of its documentation and its issues."""
 
 from __future__ import annotations
 
 from typing import Final
 
 DOCUMENTATION: Final = "https://fastapi-observe.github.io/fastapi-observe/"
+
+
+REPORT: Final = "Please report it: https://github.com/fastapi-observe/fastapi-observe/issues"
+"""The last sentence of a message about an error of this package."""
 
 
 def documentation_url(page: str) -> str:

@@ -204,7 +204,9 @@ class BoundedMetric(MetricWrapperBase):
                 "pass all of them, either by position or by name"
             )
         if values and len(values) != len(self._names):
-            raise ValueError(f"{self.exposition_name()} has the labels {self._names}, got {len(values)} values")
+            raise ValueError(
+                f"{self.exposition_name()} has the labels {self._names}, got {len(values)} values; pass one for each"
+            )
         return values or tuple(named[name] for name in self._names)
 
     def _find_or_create(self, values: tuple[str, ...]) -> Self:
@@ -235,7 +237,9 @@ class BoundedMetric(MetricWrapperBase):
     def remove_by_labels(self, labels: dict[str, str]) -> None:
         """Remove every series that has all these labels, by name. Does nothing without labels."""
         if self._values or not labels.keys() <= set(self._names):
-            raise ValueError(f"{self.exposition_name()} has the labels {self._names}, got {sorted(labels)}")
+            raise ValueError(
+                f"{self.exposition_name()} has the labels {self._names}, got {sorted(labels)}; pass some of its own"
+            )
         wanted = {self._names.index(name): _printable(to_label_value(value)) for name, value in labels.items()}
         with self.lock:
             label_sets = list(self.label_sets.children) if wanted else []

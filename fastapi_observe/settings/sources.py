@@ -305,7 +305,7 @@ def check_combinations(values: Any) -> None:
         if values.metrics_token is not None:
             problems.append("metrics_dependency and metrics_token are mutually exclusive; set only one")
     if values.console is True and values.console_token is None and not values.development:
-        problems.append("console=True outside development needs console_token")
+        problems.append("console=True outside development needs console_token; set it, or leave out console")
     if values.contrib_options and values.server_span != "contrib":
         problems.append('contrib_options need server_span="contrib"; set it, or remove contrib_options')
     problems += [

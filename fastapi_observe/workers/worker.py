@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.internal import json
 from fastapi_observe.internal.clock import monotonic
+from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.workers.archive import MAX_ENDED_LABEL_SETS, Archive
 from fastapi_observe.workers.directory import (
     check_directory,
@@ -109,6 +110,8 @@ class Worker:
         self._lacks_space = False  # some values are in no file: only this process reports them
         # The same while values are published, which moves all of them again: `_lacks_space` is set to it at the end.
         self._found_no_space = False
+        self._space_error = ""
+        self._space_throttle = LogThrottle()
         self._retry_at = 0.0
         self._handles = self._join()
         self._own_reader = ValueFileReader(self.file_prefix, os.getpid(), self._handles.files)
@@ -196,8 +199,10 @@ class Worker:
         try:
             with self._write_lock:
                 return self._handles.files.allocate(description, labels, initial)
-        except OSError:
+        except OSError as exc:
+            # Not logged here: callers hold locks of metrics, which a log record may need.
             self._lacks_space = self._found_no_space = True
+            self._space_error = str(exc)
             return None
 
     def cell_offset(self, description: bytes, labels: tuple[str, ...]) -> int:
@@ -331,8 +336,9 @@ class Worker:
         try:
             temporary.write_bytes(json.dumps(exemplars, default=tuple))
             temporary.replace(self.file_prefix.with_suffix(".exemplars"))
-        except OSError:
+        except OSError as exc:
             self._found_no_space = True
+            self._space_error = str(exc)
 
     def _listen(self) -> None:
         watch_at = monotonic() + WATCH_INTERVAL
@@ -352,13 +358,22 @@ class Worker:
                 watch_at = monotonic() + WATCH_INTERVAL
 
     def _watch(self) -> None:
-        """Check the files, and try again to find space."""
+        """Check the files, and try again to find space. Logs a warning if there is none."""
         try:
             with self._read_lock:
                 self._check_files()
             if self._lacks_space and monotonic() >= self._retry_at:
                 self._retry_at = monotonic() + SPACE_RETRY_INTERVAL
                 self.publish_values(exemplars=False)
+                if self._lacks_space and self._space_throttle.allow("space"):
+                    LOGGER.warning(
+                        "Worker processes share only a part of their metrics in %s: %s. Each /metrics reports the rest "
+                        "for one worker only. Free space there, set multiprocess_directory to another directory, or "
+                        "use fewer label sets. Retried every %d seconds; logged at most once a minute.",
+                        self.directory,
+                        self._space_error,
+                        SPACE_RETRY_INTERVAL,
+                    )
         except Exception as exc:  # noqa: BLE001 - this thread must go on listening
             self._internal_errors("workers.watch", exc)
 

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import threading
+import time
 from contextlib import contextmanager, suppress
 from math import inf, nan
 from pathlib import Path
@@ -397,6 +398,23 @@ def retrying(member: Member) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def test_lack_of_space_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker whose new series find no space logs the reason and what to do, but not at each attempt."""
+    member = Member(tmp_path)
+
+    def full(*_: object) -> list[float]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with caplog.at_level("WARNING", "fastapi_observe"), replacing(ValueFileWriter.allocate, full):
+        member.metrics.counter("jobs_total", "Jobs.").inc()
+        until(lambda: "No space left on device. Each /metrics reports the rest for one worker only." in caplog.text)
+        assert "set multiprocess_directory to another directory" in caplog.text
+        assert member.samples()["jobs_total"] == {(): 1}
+        time.sleep(worker_module.SPACE_RETRY_INTERVAL + 2 * worker_module.WATCH_INTERVAL)
+    assert caplog.text.count("share only a part of their metrics") == 1
+    member.leave()
 
 
 def test_a_full_disk_is_no_end(tmp_path: Path) -> None:

@@ -117,9 +117,11 @@ def test_a_system_without_the_calls_logs_a_warning(
     with caplog.at_level(logging.WARNING, "fastapi_observe"):
         one.start()
         one.start()
-    assert [record.message.split(":")[0] for record in caplog.records] == [
-        "Worker processes do not share their metrics; each /metrics reports one worker only"
-    ]
+    message = (
+        "Worker processes do not share their metrics: this system lacks posix_fallocate or mkfifo. "
+        "Each /metrics reports one worker only. Run one worker in each container."
+    )
+    assert [record.message for record in caplog.records] == [message]
     one.stop()
 
 

@@ -160,7 +160,7 @@ class LogFile:
                     self.path.rename(self._names.next_rotated(self.path, time()))
             else:
                 sleep(LOCK_PAUSE)
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        raise OSError(errno.EBUSY, "another process holds its lock; end that process if it is stopped or hangs")
 
     def _open(self) -> None:
         make_directories(self.path.parent)

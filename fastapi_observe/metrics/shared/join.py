@@ -51,6 +51,10 @@ LOCK: Final = threading.Lock()
 JOIN_RETRY_INTERVAL: Final = 1.0
 """Seconds until a worker that could not join tries again."""
 
+DIRECTORY_STEP: Final = (
+    "Retried every second; if that does not help, set multiprocess_directory to a directory that you can write to."
+)
+
 
 class WorkerGroup:
     """Shares the metrics of one install with the other worker processes of its server, if there are any.
@@ -107,8 +111,9 @@ class WorkerGroup:
             self._join(supervisor)
         except OSError as exc:
             self._sharing.mark_degraded()
+            step = DIRECTORY_STEP if is_supported() else "Run one worker in each container."
             logging.getLogger("fastapi_observe").warning(
-                "Worker processes do not share their metrics; each /metrics reports one worker only: %s", exc
+                "Worker processes do not share their metrics: %s. Each /metrics reports one worker only. %s", exc, step
             )
             if is_supported():
                 with suppress(RuntimeError):  # no thread can be started
