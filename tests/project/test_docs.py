@@ -168,6 +168,14 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(leaves(site["nav"])) == sorted(pages)
 
 
+def test_the_index_leads_to_every_page() -> None:
+    """A reader without the site's navigation, as on GitHub, finds each page; those of the tutorial are a series."""
+    index = ROOT / "docs/index.md"
+    linked = {index.parent / target for target in re.findall(r"\]\(([^)\s]+\.md)\)", index.read_text(encoding="utf-8"))}
+    docs = {page for page in PAGES if page.is_relative_to(index.parent)}
+    assert {page for page in docs - linked if page.parent.name != "tutorial"} == {index}
+
+
 def leaves(item: Any) -> list[str]:
     """Return the pages of a part of the navigation."""
     if isinstance(item, str):
