@@ -199,7 +199,7 @@ def degraded_workers() -> Check:
         "workers",
         "wrong",
         "this worker process reports its own values only",
-        "see its warning in the log; correct multiprocess_directory, or scrape each worker by its metrics_port",
+        "see its warning in the log; correct multiprocess_directory, or set otlp_metrics: each worker exports its own",
     )
 
 

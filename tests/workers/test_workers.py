@@ -119,7 +119,8 @@ def test_a_system_without_the_calls_logs_a_warning(
         one.start()
     message = (
         "Worker processes do not share their metrics: this system lacks posix_fallocate or mkfifo. "
-        "Each /metrics reports one worker only. Run one worker in each container."
+        "Each /metrics reports one worker only. Run one worker per server and port, or set otlp_metrics: "
+        "each worker then exports its own."
     )
     assert [record.message for record in caplog.records] == [message]
     one.stop()

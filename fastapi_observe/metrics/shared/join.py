@@ -54,6 +54,8 @@ JOIN_RETRY_INTERVAL: Final = 1.0
 DIRECTORY_STEP: Final = (
     "Retried every second; if that does not help, set multiprocess_directory to a directory that you can write to."
 )
+SINGLE_STEP: Final = "Run one worker per server and port, or set otlp_metrics: each worker then exports its own."
+"""What to do where sharing is not possible. Not `metrics_port`: workers have it in common, and one of them responds."""
 
 
 class WorkerGroup:
@@ -111,7 +113,7 @@ class WorkerGroup:
             self._join(supervisor)
         except OSError as exc:
             self._sharing.mark_degraded()
-            step = DIRECTORY_STEP if is_supported() else "Run one worker in each container."
+            step = DIRECTORY_STEP if is_supported() else SINGLE_STEP
             logging.getLogger("fastapi_observe").warning(
                 "Worker processes do not share their metrics: %s. Each /metrics reports one worker only. %s", exc, step
             )
