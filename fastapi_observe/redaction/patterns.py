@@ -186,7 +186,7 @@ _NAME_KEY: Final = (
 _VALUE_KEY: Final = r"(?:\w{1,32}_)?(?:parameter|header)?(?:values?|val)\\?['\"]?"
 
 NAMES_BEFORE_VALUES: Final = (
-    ("--", re.compile(r"(?<![\w-])--(?P<name>[\w-]{1,64}+)(?:['\"]?,\s?|\s{1,4})(?=['\"]?[^\s'\"-])")),
+    ("--", re.compile(r"(?<![\w-])--(?P<name>[\w.-]{1,64}+)(?:['\"]?,\s?|\s{1,4})(?=['\"]?[^\s'\"-])")),
     (",", re.compile(r"[(\[]b?\\?['\"](?P<name>[\w.-]{1,128}+)\\?['\"],\s{0,4}+")),
     (
         "val",
@@ -244,6 +244,9 @@ COUNT: Final = re.compile(r"['\"]?-?[0-9]{1,12}+(?:\.[0-9]{1,12}+)?(?![\w.-])")
 ENCODED_WORD: Final = re.compile(r"[^\s'\"<>]++")
 UNICODE_ESCAPE: Final = re.compile(r"\\u00([0-9A-Fa-f]{2})")
 """A word that may contain percent-encoded characters, and the escapes of JSON for the same characters."""
+
+ENCODED_PERCENT: Final = re.compile(r"(?<=%)(?>(?:25(?=[0-9A-Fa-f]{2}))+)")
+"""What encoding again has put between a `%` and its digits: `%2522` and `%252522` are `%22`."""
 
 LINE_VALUE: Final = re.compile(rf"(?-i:REDACTED) | {_QUOTED_VALUE} | [^\n]*+", re.IGNORECASE | re.VERBOSE | re.DOTALL)
 """A value of several words, such as that of `Authorization` and `Cookie`: quoted, or up to the end of its line."""

@@ -21,6 +21,7 @@ from fastapi_observe.redaction.names import SecretNames
 from fastapi_observe.redaction.patterns import (
     CARD,
     COUNT,
+    ENCODED_PERCENT,
     ENCODED_WORD,
     KEY_BEFORE_VALUE,
     LINE_VALUE,
@@ -229,7 +230,7 @@ class Redactor:
         word = match[0]
         if "%" not in word and "\\u00" not in word:
             return word
-        decoded = unquote(UNICODE_ESCAPE.sub(r"%\1", word))
+        decoded = unquote(ENCODED_PERCENT.sub("", UNICODE_ESCAPE.sub(r"%\1", word)))
         return decoded if self._names.is_secret_in_text(decoded) or self._scan(decoded) != decoded else word
 
     def name(self, name: str) -> str:

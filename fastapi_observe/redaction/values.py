@@ -173,14 +173,14 @@ class ValueRedactor:
         candidates = members
         if len(members) == PAIR and isinstance(value, list | tuple):
             candidates = [members[0], self._value_of(*members)]
-        elif len(members) == TRIPLE and isinstance(value, tuple):  # a name, an operator or flag, and a value
-            candidates = [members[0], *(self._value_of(members[0], member) for member in members[1:])]
         elif isinstance(value, list | tuple):  # arguments of a command: `["login", "--token", "abc"]`
             is_option = [isinstance(member, str) and member.startswith("--") for member in (None, *members)]
             candidates = [
                 self._value_of(members[at - 1], member) if is_option[at] else member
                 for at, member in enumerate(members)
             ]
+            if len(members) == TRIPLE and isinstance(value, tuple):  # a name, an operator or flag, and a value
+                candidates[1:] = [self._value_of(members[0], member) for member in candidates[1:]]
         copies = [self._redact(member, above) for member in candidates]
         return value if count == size and all(map(is_, copies, members)) else copies
 

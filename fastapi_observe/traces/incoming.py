@@ -10,6 +10,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
 
 from fastapi_observe.internal.opentelemetry import new_context
 from fastapi_observe.records.request import CONTEXT_KEY, RecordRef
+from fastapi_observe.records.signal import SIGNAL_BITS
 from fastapi_observe.traces.context import well_formed_headers
 
 if TYPE_CHECKING:
@@ -76,6 +77,17 @@ def is_server_span(span: Span) -> bool:
     if span.is_recording():
         return getattr(span, "kind", None) is SpanKind.SERVER
     return getattr(span, "end_time", None) is None
+
+
+def is_span_of_request(span: Span, context: Context) -> bool:
+    """Return whether a span describes a request of an installed app already, which calls this one in the process.
+
+    What a request that is excluded from traces calls is excluded too.
+    """
+    reference = context.get(CONTEXT_KEY)
+    if not isinstance(reference, RecordRef) or reference.excluded & SIGNAL_BITS["traces"]:
+        return False
+    return reference.record is not None and reference.record.span is span
 
 
 def is_stale_context(context: Context) -> bool:

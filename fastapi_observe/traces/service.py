@@ -41,6 +41,7 @@ from fastapi_observe.traces.context import RANDOM, TraceContext
 from fastapi_observe.traces.incoming import (
     extract_parent,
     is_server_span,
+    is_span_of_request,
     is_stale_context,
     is_unsampled,
     link_to_caller,
@@ -217,7 +218,7 @@ class TracingService:
         carried = not headers.keys().isdisjoint(self._carriers)
         if context:
             current = trace.get_current_span(context)
-            if is_server_span(current):
+            if is_server_span(current) and not is_span_of_request(current, context):
                 self._adopt_server_span(record, current, context)
                 return
             parent = current.get_span_context()

@@ -90,6 +90,7 @@ def test_secrets_at_any_depth() -> None:
         "map": collections.ChainMap({"token": "x"}),
         "command": ["run", "--token", "hunter2", "--verbose", "--password", "hunter2"],
         "options": ("--verbose", "token", "--api-key"),
+        "three arguments": ("login", "--db.password", "hunter2"),
     }
     before = repr(value)
     assert DEFAULT_REDACTOR.value(value) == {
@@ -107,6 +108,7 @@ def test_secrets_at_any_depth() -> None:
         "map": {"token": "REDACTED"},
         "command": ["run", "--token", "REDACTED", "--verbose", "--password", "REDACTED"],
         "options": ("--verbose", "token", "--api-key"),
+        "three arguments": ["login", "--db.password", "REDACTED"],
     }
     assert repr(value) == before
 

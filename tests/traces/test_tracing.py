@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from driver import ask, http_scope
+from fastapi import FastAPI, HTTPException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry import baggage, trace
@@ -366,3 +368,39 @@ def test_traced_in_every_spelling(observed: Callable[..., Seen]) -> None:
     assert [dict(span.attributes or {}) for span in seen.spans] == [{}, {}, {"tier": "gold"}, {"tier": "gold"}]
     with pytest.raises(TypeError, match="expected a function or a span name"):
         traced(7)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("is_same_app", [True, False])
+@pytest.mark.parametrize("ratio", [1.0, 0.0])
+async def test_a_call_inside_the_process_has_a_server_span_of_its_own(
+    observed: Callable[..., Seen], ratio: float, *, is_same_app: bool
+) -> None:
+    """It is a child of the caller's, which keeps its name and status; tail sampling decides about it too."""
+    outer = FastAPI()
+    inner = outer if is_same_app else FastAPI()
+
+    @inner.get("/fails")
+    async def fails() -> None:
+        raise HTTPException(503)
+
+    @outer.get("/outer")
+    async def call() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(inner), base_url="http://inner") as client:
+            await client.get("/fails")
+        return trace.format_span_id(trace.get_current_span().get_span_context().span_id)
+
+    options = {"sample_ratio": ratio, "tail_sampling": ("errors",)}
+    seen = observed(outer, **options)
+    seen_inner = seen if is_same_app else observed(inner, **options)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://outer") as client:
+        span_id = int((await client.get("/outer")).json(), 16)
+    (failed,) = [span for span in seen_inner.server_spans if span.name == "GET /fails"]
+    assert failed.parent is not None
+    assert failed.parent.span_id == span_id != failed.context.span_id
+    assert failed.status.status_code is StatusCode.ERROR
+    assert failed.attributes is not None
+    assert failed.attributes.get("fastapi_observe.tail_sampled") == (None if ratio else "errors")
+    callers = [span for span in seen.server_spans if span.context.span_id == span_id]
+    assert [(span.name, span.status.status_code) for span in callers] == (
+        [("GET /outer", StatusCode.UNSET)] if ratio or is_same_app else []
+    )
