@@ -228,12 +228,8 @@ class MetricsService:
     def on_request_start(self, record: RequestRecord) -> None:
         """Count a request as in progress."""
         if not record.websocket:
-            # Here and below: `with` costs more than twice as much as the two calls.
-            self._lock.acquire()
-            try:
+            with self._lock:
                 self._active.cells[0] += 1
-            finally:
-                self._lock.release()
 
     def on_request_end(self, record: RequestRecord) -> None:
         """Record a request or a WebSocket connection."""
@@ -249,8 +245,7 @@ class MetricsService:
         duration = record.duration
         cell = bisect_left(self._bounds, duration)
         received, sent = record.request_size, record.response_size
-        self._lock.acquire()
-        try:
+        with self._lock:
             self._active.cells[0] -= 1
             series.count[0] += 1
             cells = series.duration
@@ -266,8 +261,6 @@ class MetricsService:
                 cells = series.response_size
                 cells[bisect_left(_INTEGER_SIZES, sent)] += 1
                 cells[_SIZE_SUM] += sent
-        finally:
-            self._lock.release()
         if record.sampled and self._exemplars:
             ids = {"trace_id": record.trace_id, "span_id": record.span_id}
             ended = record.started_ns / 1e9 + duration

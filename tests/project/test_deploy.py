@@ -308,8 +308,7 @@ class Prometheus:
     async def ask(self, path: str, **parameters: str) -> Any:
         """Return `data` of a response of its API."""
         answer = await self._client.get(f"/api/v1/{path}", params=parameters)
-        assert answer.is_success, answer.text
-        return answer.json()["data"]
+        return answer.raise_for_status().json()["data"]
 
     async def until(self, path: str, condition: Any, **parameters: str) -> Any:
         """Ask until the response is as wanted."""
@@ -318,7 +317,7 @@ class Prometheus:
             try:
                 if condition(found := await self.ask(path, **parameters)):
                     return found
-            except httpx.TransportError:  # it is starting
+            except httpx.HTTPError:  # it is starting
                 found = None
             assert time.monotonic() < deadline, found
             await asyncio.sleep(0.1)
