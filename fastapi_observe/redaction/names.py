@@ -200,9 +200,14 @@ class SecretNames:
     def _decide(self, name: str) -> bool:
         if self._decide_name(name):
             return True
-        # An attribute is named by its place: `user.password.hash` is as secret as `password.hash`.
+        # An attribute is named by its place: `user.password.hash` is as secret as `password.hash`, and so is
+        # `db_password.hash`.
         places = name[:MAX_COMPARED_LENGTH].split(".", MAX_PLACES)
-        return any(self._decide_name(".".join(places[at:])) for at in range(1, len(places)))
+        if any(self._decide_name(".".join(places[at:])) for at in range(1, len(places))):
+            return True
+        if not METADATA_SUFFIXES.isdisjoint(split_words(places[-1])[-1:]):
+            return False
+        return any(self._decide_name(place) and normalize_name(place) not in _WHOLE_NAMES for place in places[:-1])
 
     def _decide_name(self, name: str) -> bool:
         words = split_words(name)

@@ -41,9 +41,21 @@ def test_names_that_start_or_end_with_a_secret_name() -> None:
 
 def test_names_with_places() -> None:
     """A dotted name is also judged without its first parts, of which there may be many."""
-    for name in ("user.password.hash", "app.login.api_key.value", "a.b.c.token.raw", "password" + ".x" * 5000):
+    for name in (
+        "user.password.hash",
+        "app.login.api_key.value",
+        "a.b.c.token.raw",
+        "dbPassword.value",
+        "password" + ".x" * 5000,
+    ):
         assert SecretNames().is_secret(name), name
-    for name in ("user.password.length", "db.client.connection.count", "x." * 5000 + "password"):
+    for name in (
+        "user.password.length",
+        "dbPassword.changed_at",
+        "code.function.name",
+        "db.client.connection.count",
+        "x." * 5000 + "password",
+    ):
         assert not SecretNames().is_secret(name), name
 
 
