@@ -60,7 +60,7 @@ def shown(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [row.split(" - ")[-1] for row in done.stderr.splitlines()]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)  # the first one, so that it ends after the services, which put back what they replaced
 def root() -> Iterator[Callable[..., None]]:
     """Return a function that sets the handlers of the root logger until the end of the test."""
     handlers, level = logging.root.handlers, logging.root.level
