@@ -17,7 +17,7 @@ PYTHONS ?= 3.12 3.13 3.14
 TESTS ?= tests
 ARGS ?=
 WORKERS ?= 4
-PYTEST = python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+PYTEST = python -m pytest --numprocesses $(WORKERS) $(ARGS)
 ROUNDS ?= 20
 LOCK_TOOLS = $(UV) pip compile - --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --custom-compile-command 'make lock' $(ARGS)
@@ -60,7 +60,7 @@ test: style  ## Check style and types, run the tests (in WORKERS processes)
 
 cover: $(READY)  ## Run the tests under coverage, hold branch coverage at 98 %
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+	$(BIN)/python -m coverage run -m pytest --numprocesses $(WORKERS) $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

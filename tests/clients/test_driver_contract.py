@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from conftest import Seen
 
-pytestmark = pytest.mark.xdist_group("postgresql")  # one server for all of them
 
 WAITS = "db_connection_wait_seconds_count"
 

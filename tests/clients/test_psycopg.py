@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from conftest import Seen
 
 
-pytestmark = pytest.mark.xdist_group("postgresql")  # one server for all of them
-
-
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """Yield the URL of a real PostgreSQL."""

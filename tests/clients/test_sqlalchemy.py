@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     AnyEngine = sa.Engine | AsyncEngine
     Work = Callable[[sa.Connection], Any]
 
-pytestmark = pytest.mark.xdist_group("postgresql")  # one server for all of them
 
 TABLE = sa.Table(
     "orders",

@@ -39,7 +39,6 @@ def results(mode: str, ratio: float) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.xdist_group("server spans")  # one process of the tests runs each of the cases' own
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize(("mode", "case"), MODES)
 def test_one_server_span(mode: str, case: str, ratio: float) -> None:

@@ -64,7 +64,6 @@ def shapes(mode: str, ratio: float = 1.0) -> dict[str, Any]:
     return requests
 
 
-@pytest.mark.xdist_group("server span shapes")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ratio", [1.0, 0.0], ids=["sampled", "tail-sampled"])
@@ -77,14 +76,12 @@ def test_one_server_span_for_each_request(mode: str, kind: str, ratio: float) ->
     assert len(shapes(mode, ratio)[kind]["server"]) == expected
 
 
-@pytest.mark.xdist_group("server span shapes")
 @pytest.mark.parametrize("kind", KINDS)
 def test_contribs_spans_are_those_of_its_middleware_alone(kind: str) -> None:
     """Name, attributes, status, events and scope, of the server span and of those inside, are what contrib makes."""
     assert shapes("contrib")[kind] == shapes("reference")[kind]
 
 
-@pytest.mark.xdist_group("server span shapes")
 @pytest.mark.parametrize("kind", KINDS)
 def test_contribs_tail_sampled_spans_are_the_same(kind: str) -> None:
     """A trace that is exported because of how the request ended has its reason as one more attribute."""
@@ -95,7 +92,6 @@ def test_contribs_tail_sampled_spans_are_the_same(kind: str) -> None:
     assert shapes("contrib", 0.0)[kind]["inside"] == shapes("reference")[kind]["inside"]
 
 
-@pytest.mark.xdist_group("server span shapes")
 def test_the_documentation_shows_the_differences() -> None:
     """docs/reference/spans.md has a row for each attribute of these requests, with who sets it."""
     page = (ROOT / "docs" / "reference" / "spans.md").read_text("utf-8")
@@ -115,7 +111,6 @@ def test_the_documentation_shows_the_differences() -> None:
     assert described == found
 
 
-@pytest.mark.xdist_group("server span shapes")
 def test_names_and_status() -> None:
     """Names have the route except contrib's, which have the path; a 5xx is an error in all of them."""
     names = {mode: shapes(mode)["ok"]["server"][0]["name"] for mode in MODES}
