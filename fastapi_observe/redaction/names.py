@@ -207,7 +207,9 @@ class SecretNames:
             return True
         if not METADATA_SUFFIXES.isdisjoint(split_words(places[-1])[-1:]):
             return False
-        return any(self._decide_name(place) and normalize_name(place) not in _WHOLE_NAMES for place in places[:-1])
+        # A plural before a dot is a table or a collection: `tokens.digest`.
+        words = [split_words(place) for place in places[:-1]]
+        return any(self._decide_words(each) and "".join(each) not in _WHOLE_NAMES for each in words)
 
     def _decide_name(self, name: str) -> bool:
         words = split_words(name)

@@ -53,6 +53,7 @@ def test_names_with_places() -> None:
         "user.password.length",
         "dbPassword.changed_at",
         "code.function.name",
+        "tokens.digest",
         "db.client.connection.count",
         "x." * 5000 + "password",
     ):
