@@ -134,33 +134,38 @@ class ObserverSet:
 
     def timed_acquire(self, acquire: Callable[..., Any], *args: Any) -> Any:
         """Return the connection of `acquire(*args)`; record the wait, and count a failure: `timeout` or `error`."""
-        with ConnectionWait(self):
-            return acquire(*args)
+        self.waiting.append(None)
+        start = perf_counter()
+        try:
+            connection = acquire(*args)
+        except Exception as exc:  # a cancellation is not a failure of the pool
+            self._record_failure(perf_counter() - start, exc)
+            raise
+        finally:
+            self.waiting.pop()
+        observer = self.observer()
+        if observer is not None:
+            observer.record_connection_wait(perf_counter() - start)
+        return connection
 
     async def timed_acquire_async(self, acquire: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Await the connection of `acquire(*args)`, measured as in `timed_acquire`."""
-        with ConnectionWait(self):
-            return await acquire(*args)
-
-
-class ConnectionWait:
-    """Measures, as a `with` block, the time in which a caller waits for a connection."""
-
-    __slots__ = ("_observed", "_start")
-
-    def __init__(self, observed: ObserverSet) -> None:
-        self._observed = observed
-        self._start = perf_counter()
-
-    def __enter__(self) -> None:
-        self._observed.waiting.append(None)
-
-    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
-        self._observed.waiting.pop()
-        if exc is not None and not isinstance(exc, Exception):
-            return  # a cancellation is not a failure of the pool
-        observer = self._observed.observer()
+        self.waiting.append(None)
+        start = perf_counter()
+        try:
+            connection = await acquire(*args)
+        except Exception as exc:
+            self._record_failure(perf_counter() - start, exc)
+            raise
+        finally:
+            self.waiting.pop()
+        observer = self.observer()
         if observer is not None:
-            observer.record_connection_wait(perf_counter() - self._start)
-            if exc is not None:
-                observer.record_connection_event("timeout" if is_timeout(exc) else "error")
+            observer.record_connection_wait(perf_counter() - start)
+        return connection
+
+    def _record_failure(self, seconds: float, exc: Exception) -> None:
+        observer = self.observer()
+        if observer is not None:
+            observer.record_connection_wait(seconds)
+            observer.record_connection_event("timeout" if is_timeout(exc) else "error")
