@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import none
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -62,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Keep what imports and collection have made out of later collections of garbage, of which tests ask for many."""
+    given(none())(lambda _: None)()  # Hypothesis looks for what refers to its random numbers: not in frozen objects
     gc.collect()
     gc.freeze()
 
