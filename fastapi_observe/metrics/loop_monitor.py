@@ -170,6 +170,12 @@ class LoopMonitor:
             due = self._due
             if due != looked_at and monotonic() - due >= threshold:
                 looked_at = due
+                loop = self._loop
+                if loop is not None and not loop.is_running():
+                    self._busy_due = (
+                        due  # between two runs of a loop, as in a notebook or AWS Lambda, nothing is blocked
+                    )
+                    continue
                 frame: Any = None
                 try:
                     task = self._current_task()

@@ -59,6 +59,27 @@ async def test_a_stall_is_led_back_to_its_line() -> None:
     assert (blocked.record, blocked.in_progress) == (None, 7)
 
 
+def test_a_loop_that_does_not_run_is_not_blocked() -> None:
+    """Between two runs of a loop, as in a notebook, nothing is reported; a stall in a run is."""
+    found: list[BlockedLoop] = []
+    monitor = LoopMonitor(lambda _: None, 0.05, found.append)
+    with asyncio.Runner() as runner:
+
+        async def run(seconds: float) -> None:
+            await asyncio.sleep(0.05)
+            time.sleep(seconds)  # noqa: ASYNC251 - the stall
+            await asyncio.sleep(0.05)
+
+        runner.get_loop().call_soon(monitor.start, runner.get_loop())
+        runner.run(run(0))
+        block()
+        runner.run(run(0))
+        assert [each for each in found if each.seconds > STALL / 2] == []
+        runner.run(run(STALL))
+        assert len([each for each in found if each.seconds > STALL / 2]) == 1
+        monitor.stop()
+
+
 async def test_without_a_thread_stalls_are_measured() -> None:
     """Where no thread can be started, the stall is reported without its place."""
     found: list[BlockedLoop] = []
