@@ -100,7 +100,7 @@ def _check(args: argparse.Namespace) -> list[Check]:
     if args.url is not None:
         url, token = _app_url(args.url, read_token(args))
         groups.append(partial(probe_app, url, token, allow_http_token=args.allow_http_token))
-    return [*dict.fromkeys(run_checks(*groups))]  # a running app has some of ours, such as the versions
+    return [*dict.fromkeys(run_checks(*groups))]  # a running app reports some again, such as the versions
 
 
 def _app_url(url: str, token: str | None) -> tuple[str, str | None]:

@@ -23,6 +23,9 @@ MAX_PLACES: Final = 8
 
 MAX_SHORT_WORD: Final = 4
 
+MAX_SECRET_WORD: Final = 64
+"""Characters of a word that may be a secret name."""
+
 SECRET_AFFIXES: Final = frozenset(
     """password passwd pwd passphrase passcode secret client_secret token access_token refresh_token id_token csrf
     csrftoken xsrf xsrf_token auth authorization authentication credential credentials api_key api_token x_api_key
@@ -166,6 +169,11 @@ class SecretNames:
         verdict = self._in_text.get(name)
         return self._in_text.remember(name, self._decide_in_text(name)) if verdict is None else verdict
 
+    def is_secret_word(self, word: str) -> bool:
+        """Return whether a word is a secret name whose value may follow. Most words contain no stem."""
+        lower = word.lower() if len(word) <= MAX_SECRET_WORD else ""
+        return any(stem in lower for stem in self.stems) and self.is_secret_in_text(word)
+
     def is_secret_in_query(self, name: str, value: str = "0") -> bool:
         """Return whether the value of this query parameter is secret, even if the settings capture it.
 
@@ -198,21 +206,21 @@ class SecretNames:
         return following not in PATH_ACTIONS
 
     def _decide(self, name: str) -> bool:
-        if self._decide_name(name):
+        if self._decide_words_or_plural(split_words(name)):
             return True
+        if "." not in name:
+            return False
         # An attribute is named by its place: `user.password.hash` is as secret as `password.hash`, and so is
         # `db_password.hash`.
-        places = name[:MAX_COMPARED_LENGTH].split(".", MAX_PLACES)
-        if any(self._decide_name(".".join(places[at:])) for at in range(1, len(places))):
+        places = [split_words(place) for place in name[:MAX_COMPARED_LENGTH].split(".", MAX_PLACES)]
+        if any(self._decide_words_or_plural([*chain(*places[at:])]) for at in range(1, len(places))):
             return True
-        if not METADATA_SUFFIXES.isdisjoint(split_words(places[-1])[-1:]):
+        if not METADATA_SUFFIXES.isdisjoint(places[-1][-1:]):
             return False
         # A plural before a dot is a table or a collection: `tokens.digest`.
-        words = [split_words(place) for place in places[:-1]]
-        return any(self._decide_words(each) and "".join(each) not in _WHOLE_NAMES for each in words)
+        return any(self._decide_words(words) and "".join(words) not in _WHOLE_NAMES for words in places[:-1])
 
-    def _decide_name(self, name: str) -> bool:
-        words = split_words(name)
+    def _decide_words_or_plural(self, words: list[str]) -> bool:
         if self._decide_words(words):
             return True
         return words[-1:] != [] and words[-1] not in METADATA_SUFFIXES and self._decide_words(_singular(words))
@@ -249,5 +257,11 @@ def _singular(words: list[str]) -> list[str]:
 
 
 def _starts_or_ends_with(words: list[str], first: frozenset[str], last: frozenset[str]) -> bool:
-    parts = range(1, len(words) + 1)
-    return any("".join(words[:at]) in first or "".join(words[-at:]) in last for at in parts)
+    whole, at = "".join(words), 0
+    for word in words:  # slices of one string: joining words again and again takes the square of the time
+        if whole[at:] in last:
+            return True
+        at += len(word)
+        if whole[:at] in first:
+            return True
+    return False

@@ -231,7 +231,7 @@ class Redactor:
         if "%" not in word and "\\u00" not in word:
             return word
         decoded = unquote(ENCODED_PERCENT.sub("", UNICODE_ESCAPE.sub(r"%\1", word)))
-        return decoded if self._names.is_secret_in_text(decoded) or self._scan(decoded) != decoded else word
+        return decoded if self._scan(decoded) != decoded or self._names.is_secret_word(decoded) else word
 
     def name(self, name: str) -> str:
         """Return the name of an operation, a service or an exception class, redacted. It may be a metric label."""

@@ -53,7 +53,7 @@ class ContribTracingService(TracingService):
         self, settings: ObserveSettings, internal_errors: InternalErrors, redactor: Redactor | None = None
     ) -> None:
         contrib = _ContribProvider()
-        self._middleware = _make_middleware(settings, contrib)  # first: if it fails, no provider becomes the global one
+        self._middleware = _make_middleware(settings, contrib)  # first: if it fails, no provider is made
         super().__init__(settings, internal_errors, redactor)
         self._server_tracer = contrib.tracer.inner = self.provider.get_tracer(*contrib.names)
         self._server_factory: SpanFactory | None = None
