@@ -286,6 +286,7 @@ class LogCapture:
             logger.name
             for logger in loguru.named_loggers()
             if not logger.propagate
+            and not logger.name.startswith("opentelemetry.")  # its own, about failures of its exporters
             and logger.name not in SERVER_LOGGERS
             and not reaches(logger, self._handler)
             and not logger.disabled
