@@ -121,7 +121,10 @@ class Worker:
         return self.read()
 
     def end(self) -> int:
-        """End the worker and return the number of lines in its standard output."""
+        """End the worker and return the number of lines in its standard output.
+
+        Without those about a blocked event loop: a worker that measures calls the app in a loop that never waits.
+        """
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
         try:
@@ -129,7 +132,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(10)
-        return Path(self._lines.name).read_bytes().count(b"\n")
+        lines = Path(self._lines.name).read_bytes().splitlines()
+        return sum(b"The event loop was blocked" not in line for line in lines)
 
     def close(self) -> None:
         """End the worker and remove its files."""
