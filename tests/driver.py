@@ -99,6 +99,15 @@ def http_scope(path: str, method: str = "GET", headers: dict[str, str] | None = 
     }
 
 
+def with_client(app: App, host: str, port: int) -> App:
+    """Return the app as clients of this address reach it: the test client of old Starlette always has the same one."""
+
+    async def run(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "client": (host, port)} if "client" in scope else scope, receive, send)
+
+    return run
+
+
 async def ask(  # noqa: PLR0913 - what a request is
     app: App,
     path: str,

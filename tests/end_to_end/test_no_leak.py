@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from driver import ask
+from driver import ask, with_client
 from fastapi import FastAPI, Request
 from loguru import logger
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -334,7 +334,7 @@ def test_nested_captures_and_links() -> None:
     pushed: list[bytes] = []
     observe.logs.push = pushed.append
     try:
-        with capture(app), capture(app) as seen, TestClient(app, client=("203.0.113.9", 1)) as client:
+        with capture(app), capture(app) as seen, TestClient(with_client(app, "203.0.113.9", 1)) as client:
             client.get("/nowhere", headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
         assert len(seen.spans[0].links) == 1
         count = len(seen.spans)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from driver import with_client
 from fastapi import FastAPI
 from libraries import SAMPLING, http_service, instrumentor, library, redis_server
 from opentelemetry import trace as otel_trace
@@ -49,7 +50,7 @@ def test_an_app_on_four_libraries_is_one_trace_and_one_page(observed: Callable[.
             await http.get(service.url)
             producer.produce("orders", b"x")
 
-        with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000)) as client:
+        with TestClient(with_client(app, "127.0.0.1", 50000), base_url="http://localhost") as client:
             client.get("/checkout")
             live = client.get("/observe/api/live").json()
             (shown,) = [each for each in live["requests"] if each["path"] == "/checkout"]

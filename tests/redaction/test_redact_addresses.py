@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from driver import with_client
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
@@ -115,6 +116,6 @@ def test_capture_pii_shows_whole_addresses(observed: Any) -> None:
     for wanted, shown in ((True, "203.0.113.9"), (False, "203.0.113.0/24")):
         app = FastAPI()
         seen = observed(app, capture_pii=wanted)
-        TestClient(app, client=("203.0.113.9", 7)).get("/reset/abc")
+        TestClient(with_client(app, "203.0.113.9", 7)).get("/reset/abc")
         assert seen.server_spans[0].attributes["client.address"] == shown
         assert seen.request_lines[-1]["fields"]["remote_addr"] == shown

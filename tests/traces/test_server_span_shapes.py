@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from driver import with_client
 from fastapi import BackgroundTasks, FastAPI, Response, WebSocket
 from fastapi.testclient import TestClient
 from opentelemetry import trace
@@ -50,6 +51,7 @@ def shapes(mode: str, ratio: float = 1.0) -> dict[str, Any]:
         cwd=ROOT,
         env={
             **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
             "OTEL_SEMCONV_STABILITY_OPT_IN": "http",
             "OBSERVE_TAIL_SAMPLING": "errors,slow,first",
             "OBSERVE_MAX_TRACES_PER_SECOND": "",
@@ -151,7 +153,7 @@ def test_untrusted_callers_choose_nothing(observed: Callable[..., Seen]) -> None
         raise ValueError
 
     caller = f"00-{'a' * 32}-{'b' * 16}-01"
-    client = TestClient(app, raise_server_exceptions=False, client=("203.0.113.9", 5))
+    client = TestClient(with_client(app, "203.0.113.9", 5), raise_server_exceptions=False)
     client.get("/", headers={"traceparent": caller})
     (span,) = seen.server_spans
     assert span.parent is None
@@ -165,7 +167,7 @@ def test_requests_that_are_not_reported_have_no_span(observed: Callable[..., See
     )
     for path in ("/health", "/plain"):
         app.get(path)(lambda: None)
-    client = TestClient(app, client=("10.1.2.3", 5))
+    client = TestClient(with_client(app, "10.1.2.3", 5))
     client.get("/metrics")
     client.get("/health")
     assert seen.spans == []
