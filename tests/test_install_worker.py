@@ -57,10 +57,13 @@ print([line for line in text.splitlines() if line.startswith("asyncio_event_loop
 
 FORK_SCRIPT = """
 import os
+import warnings
 
 from fastapi_observe import install_worker
 
 observe = install_worker(sample_ratio=1.0, otlp_endpoint={url!r}, otlp_metrics=True)
+# Python 3.12 and newer warn in the parent of each fork beside threads, of which the exporter has one.
+warnings.filterwarnings("ignore", r"This process \\(pid=\\d+\\) is multi-threaded", DeprecationWarning, "__main__")
 if os.fork() == 0:
     with observe.job("in the child"):
         pass

@@ -296,6 +296,7 @@ def test_the_exception_is_unchanged(seen: Seen) -> None:
     assert since.outcome == ("LookupError", "error")
     undo()
     assert engine.dialect.do_execute is fail
+    engine.dispose()
 
 
 def test_errors_that_skip_the_event_of_errors(seen: Seen, make: Callable[..., AnyEngine]) -> None:
@@ -360,6 +361,7 @@ def test_the_driver_works_inside_the_operation(seen: Seen) -> None:
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT current() FROM (SELECT 1)")).all()
     assert names == [span.name for span in seen.spans]
+    engine.dispose()
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -819,6 +821,7 @@ def test_system_of_other_databases(seen: Seen) -> None:
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT 1"))
     assert facts(seen.spans[0])["db.system.name"] == "other_sql"
+    engine.dispose()
 
 
 # Instrumenting
@@ -874,6 +877,7 @@ def test_undo_below_another_wrapper(seen: Seen) -> None:
         connection.execute(sa.text("SELECT 1"))
     assert len(seen.spans) == 1
     assert seen.sample("db_connection_wait_seconds_count", pool="sqlite") == 1
+    engine.dispose()
 
 
 def test_instrumenting_again(seen: Seen) -> None:
@@ -893,6 +897,7 @@ def test_instrumenting_again(seen: Seen) -> None:
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT 1"))
     assert len(seen.spans) == 2
+    engine.dispose()
 
 
 def test_an_engine_of_two_apps(observed: Callable[..., Seen]) -> None:
@@ -989,6 +994,7 @@ def test_internal_errors(seen: Seen) -> None:
         "pool.connection_event": 2,
         "pool.connection_wait": 1,
     }
+    engine.dispose()
 
 
 def test_a_connection_without_attributes(seen: Seen) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import suppress
 from email.utils import formatdate
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -375,13 +376,18 @@ def secure(certificate: tuple[Path, Path]) -> Iterator[tuple[str, list[Any]]]:
                 sock, _ = server.accept()
             except OSError:
                 return
-            try:
-                with context.wrap_socket(sock, server_side=True) as safe:
+            with context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False) as safe:
+                try:
+                    safe.do_handshake()
                     while safe.recv(4096):
                         seen.append(safe.getpeercert())
                         safe.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-            except OSError:
-                sock.close()
+                except OSError:
+                    # Closed with a request unread, the connection would be reset, at times before the alert is read.
+                    with suppress(OSError), socket.socket(fileno=safe.detach()) as bare:
+                        bare.shutdown(socket.SHUT_WR)
+                        while bare.recv(4096):
+                            pass
 
     thread = threading.Thread(target=serve)
     thread.start()

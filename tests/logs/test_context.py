@@ -64,6 +64,7 @@ def test_the_fields_are_on_every_line_of_the_block(observed: Callable[..., Seen]
         "external call failed": ("nightly", 2),
         "after": (None, None),
     }
+    engine.dispose()
 
 
 def test_lines_of_logging_have_the_fields_of_loguru(observed: Callable[..., Seen]) -> None:

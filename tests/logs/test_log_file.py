@@ -500,7 +500,7 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         str(tmp_path / "pipe"): "not a regular file; remove it",
         str(tmp_path / "file" / "deep" / "app.log"): "Not a directory",
         str(tmp_path / ("x" * 300)): "File name too long",
-        "a\0b": "embedded null byte",
+        "a\0b": "embedded null",
         "~nobody-of-this-name/app.log": "home directory",
     }
     for path, reason in wrong.items():
