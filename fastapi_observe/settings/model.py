@@ -86,7 +86,8 @@ class ObserveSettings(SourcedSettings):
     service_version: str = option("", "Version of the service.", otel=("OTEL_RESOURCE_ATTRIBUTES:service.version",))
     environment: str = option(
         "production",
-        "Deployment environment. In `development`, log lines on a terminal are text instead of JSON.",
+        "Deployment environment. `development` turns the console on; it is the default under uvicorn with `--reload` "
+        "or `reload=True`.",
         aliases=("OBSERVE_ENV", "FASTAPI_ENV"),
         otel=(
             "OTEL_RESOURCE_ATTRIBUTES:deployment.environment.name",
@@ -513,12 +514,11 @@ class ObserveSettings(SourcedSettings):
     @classmethod
     def _record_sources(cls, values: dict[str, Any], handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Validate all options. Store the source of each value, and turn pydantic's errors into `SettingsError`."""
-        if (
-            isinstance(values, dict)
-            and "sample_ratio" not in values
-            and is_development(str(sourced(values.get("environment", "")).value))
-        ):
-            values = {**values, "sample_ratio": SourcedValue("development", 1.0)}
+        if isinstance(values, dict):
+            if "environment" not in values and is_reloaded():
+                values = {**values, "environment": SourcedValue("development", "development")}
+            if "sample_ratio" not in values and is_development(str(sourced(values.get("environment", "")).value)):
+                values = {**values, "sample_ratio": SourcedValue("development", 1.0)}
         environment = read_environment(env_file_of(values))
         settings, values, ignored = validate(cls, values, handler, environment)
         check_combinations(settings)

@@ -325,11 +325,16 @@ def test_uvicorn_with_reload_is_development(
     arguments: list[str],
     development: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """It is seen on the command line; then every trace is sampled, unless the ratio is given."""
+    """It is seen on the command line; then every trace is sampled, unless the ratio is given, as is the environment."""
     monkeypatch.setattr(sys, "argv", arguments)
     assert ObserveSettings().development is development
     assert ObserveSettings().sample_ratio == (1.0 if development else 0.1)
     assert ObserveSettings(sample_ratio=0.5).sample_ratio == 0.5
+    assert ObserveSettings().environment == ("development" if development else "production")
+    staging = ObserveSettings(environment="staging")
+    assert (staging.environment, staging.development) == ("staging", development)
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    assert ObserveSettings().environment == "test"
 
 
 @pytest.mark.parametrize("reload", [True, False])
