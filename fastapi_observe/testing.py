@@ -84,9 +84,8 @@ class CapturedTelemetry:
         for trace_id, statements in queries.items():
             if len(statements) > max:
                 repeated = "".join(f"\n  {count} x {text}" for text, count in Counter(statements).most_common())
-                raise AssertionError(
-                    f"trace {trace_id:032x} has {len(statements)} queries, at most {max} are allowed:{repeated}"
-                )
+                found = f"{len(statements)} {'query' if len(statements) == 1 else 'queries'}"
+                raise AssertionError(f"trace {trace_id:032x} has {found}, more than max={max}:{repeated}")
 
     def assert_no_leak(self, secret: str) -> None:
         """Raise `AssertionError` with the places if `secret` was reported, verbatim or percent-encoded.

@@ -96,6 +96,10 @@ def test_too_many_queries(app, observed):
     observed.assert_queries(max=3)
     observed.assert_queries(max=2)
 
+def test_one_query_too_many(app, observed):
+    TestClient(app).get("/orders/7?queries=1")
+    observed.assert_queries(max=0)
+
 class TestNotInstalled:
     @pytest.fixture
     def app(self):
@@ -105,8 +109,9 @@ class TestNotInstalled:
         pass
 """
     result = run(tests)
-    result.assert_outcomes(passed=2, failed=1, errors=1)
-    result.stdout.re_match_lines([r".*trace [0-9a-f]{32} has 3 queries, at most 2 are allowed:", r".*3 x SELECT \?"])
+    result.assert_outcomes(passed=2, failed=2, errors=1)
+    result.stdout.re_match_lines([r".*trace [0-9a-f]{32} has 1 query, more than max=0:"])
+    result.stdout.re_match_lines([r".*trace [0-9a-f]{32} has 3 queries, more than max=2:", r".*3 x SELECT \?"])
     result.stdout.fnmatch_lines(["*the fixture `app` is no app on which install(app) was called*"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from fastapi_observe.internal.version import package_version
 from fastapi_observe.settings.renames import REMOVED_COMMANDS, RENAMED_COMMANDS, RENAMED_FLAGS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,11 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_doctor(commands)
     add_cardinality(commands)
     add_cost(commands)
-    add_slo(commands)
+    commands_of_slo = add_slo(commands)
     add_show(commands)
     add_demo(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
-    if (message := _describe_rename(arguments)) is not None:
+    message = (
+        _describe_rename(arguments)
+        or _suggest_command(arguments[:1], commands.choices)
+        or (_suggest_command(arguments[1:2], commands_of_slo.choices) if arguments[:1] == ["slo"] else None)
+    )
+    if message is not None:
         parser.error(message)
     args = parser.parse_args(arguments)
     return int(args.run(args))
@@ -56,4 +62,12 @@ def _describe_rename(arguments: Sequence[str]) -> str | None:
         flag = argument.partition("=")[0]
         if flag in RENAMED_FLAGS:
             return f"the flag {flag} is now {RENAMED_FLAGS[flag]}"
+    return None
+
+
+def _suggest_command(arguments: Sequence[str], commands: Collection[str]) -> str | None:
+    """Return a message if the first argument nearly spells a command. Argparse does this from Python 3.14 on."""
+    for argument in arguments:
+        if argument not in commands and (nearest := get_close_matches(argument, commands, 1)):
+            return f"there is no command {argument!r}; did you mean {nearest[0]!r}?"
     return None

@@ -31,8 +31,8 @@ DIRECTORY: Final = "observability"
 INVALID: Final = "Exits with 1 if an objective is invalid, with 2 if the app cannot be imported."
 
 
-def add_slo(commands: Commands) -> None:
-    """Add the commands."""
+def add_slo(commands: Commands) -> Commands:
+    """Add the commands. Returns those of the group."""
     text = "check the objectives of an app, generate files from them, verify them"
     group = commands.add_parser("slo", help=text, description=f"{text[0].upper()}{text[1:]}.")
     inner = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -52,6 +52,7 @@ def add_slo(commands: Commands) -> None:
     )
     _add_bundle(inner)
     _add_verify(inner)
+    return inner
 
 
 def _add_command(commands: Commands, name: str, run: Run, *, help: str, epilog: str) -> argparse.ArgumentParser:  # noqa: A002 - as argparse calls it

@@ -8,6 +8,8 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+import httpx
+
 from fastapi_observe.doctor.app import PUBLIC_PEER, check_no_export, check_user_provider
 from fastapi_observe.doctor.check import Check
 from fastapi_observe.doctor.page import MetricsPage
@@ -74,15 +76,28 @@ def _probe(settings: ObserveSettings, signal: str, url: str) -> Check:
     return Check(subject, "ok", f"{transport.target} accepts it ({settings.otlp_protocol})")
 
 
-def check_clock(url: str, path: str = "/") -> Iterator[Check]:
+def check_clock(url: str) -> Iterator[Check]:
     """Compare the clock with that of the server of `url`, which says its time in each HTTP response."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     try:
-        with get(f"{parts.scheme}://{host}{path}", headers=AS_DOCTOR) as response:
-            said = response.headers.get("date", "")
-        skew = time() - parsedate_to_datetime(said).timestamp()
-    except (GetError, ValueError, TypeError):
+        with get(f"{parts.scheme}://{host}/", headers=AS_DOCTOR) as response:
+            skew = _read_skew(response)
+    except GetError:
+        return
+    yield from _check_skew(skew, host)
+
+
+def _read_skew(response: httpx.Response) -> float | None:
+    """Return the seconds by which this machine is ahead of the server, None if that does not say its time."""
+    try:
+        return time() - parsedate_to_datetime(response.headers.get("date", "")).timestamp()
+    except (ValueError, TypeError):
+        return None
+
+
+def _check_skew(skew: float | None, host: str) -> Iterator[Check]:
+    if skew is None:
         return
     if abs(skew) > MAX_SKEW:
         found = f"this machine is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {host}"
@@ -92,50 +107,65 @@ def check_clock(url: str, path: str = "/") -> Iterator[Check]:
 
 
 def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
-    """Ask a running app: its console, if it has one for this client, and who can read its metrics."""
+    """Ask a running app: its console, if it has one for this client, and who can read its metrics.
+
+    These are three requests. An app that denies one has a line about it, whose `User-Agent` names `doctor`.
+    """
     of_console = [*_probe_console(url, token, allow_http_token=allow_http_token)]
     yield from of_console
-    own = _status(f"{url}/metrics", AS_DOCTOR)
-    if isinstance(own, str):
-        yield Check("app", "wrong", own, "start it, or correct --url")
+    target, lines = f"{url}/metrics", None
+    try:
+        with get(target, headers={**AS_DOCTOR, "Accept": "text/plain;version=0.0.4"}) as response:
+            own, skew = response.status_code, _read_skew(response)
+            if own == OK_STATUS:
+                lines = _read_lines(response)
+    except GetError as error:
+        yield Check("app", "wrong", f"{target}: {error.reason}", "start it, or correct --url")
         return
-    public = _status(f"{url}/metrics", {**AS_DOCTOR, "X-Forwarded-For": PUBLIC_PEER})
-    if public == OK_STATUS:
+    if _status(target, {**AS_DOCTOR, "X-Forwarded-For": PUBLIC_PEER}) == OK_STATUS:
         found = f"{url}/metrics is served to a public client behind a proxy"
         yield Check("metrics access", "wrong", found, "set metrics_token or metrics_access")
     elif own == OK_STATUS:
         yield Check("metrics access", "ok", f"{url}/metrics is served to this machine, not to a public client")
-        yield from _probe_metrics(f"{url}/metrics", has_console=len(of_console) > 1)
+        if lines is not None:
+            yield from _check_metrics(target, lines, has_console=len(of_console) > 1)
     else:
         found = f"{url}/metrics responds {own} to this machine"
         yield Check("metrics access", "look", found, NOT_SERVED.get(own, "see the log of the app"))
-    yield from check_clock(url, urlsplit(f"{url}/metrics").path)
+    yield from _check_skew(skew, urlsplit(url).netloc.rpartition("@")[2])
 
 
-def _probe_metrics(url: str, *, has_console: bool) -> Iterator[Check]:
+def _read_lines(response: httpx.Response) -> list[str] | None:
+    """Return the lines of a response, None if it is too large or breaks off."""
     try:
-        with get(url, headers={"Accept": "text/plain;version=0.0.4"}) as response:
-            page = MetricsPage(b"".join(iter_body(response)).decode(errors="replace").splitlines())
-    except (GetError, ValueError):
+        return b"".join(iter_body(response)).decode(errors="replace").splitlines()
+    except (GetError, httpx.HTTPError, OSError):
+        return None
+
+
+def _check_metrics(url: str, lines: list[str], *, has_console: bool) -> Iterator[Check]:
+    try:
+        page = MetricsPage(lines)
+    except ValueError:  # not the text format
         return
     if not has_console:  # which has the same from inside
         yield from page.check_counts()
     yield from page.check_cardinality(url)
 
 
-def _status(url: str, headers: dict[str, str]) -> int | str:
-    """Return the status of a response, or why there is none."""
+def _status(url: str, headers: dict[str, str]) -> int | None:
+    """Return the status of a response, None if there is none."""
     try:
         with get(url, headers=headers) as response:
             return response.status_code
-    except GetError as error:
-        return f"{url}: {error.reason}"
+    except GetError:
+        return None
 
 
 def _probe_console(base: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
     target = f"{base}/observe/api/info"
     try:
-        with get(target, headers={}, token=token, allow_http_token=allow_http_token) as response:
+        with get(target, headers=AS_DOCTOR, token=token, allow_http_token=allow_http_token) as response:
             found: Any = json.loads(b"".join(iter_body(response))) if response.status_code == OK_STATUS else None
         checks = [Check(**each) for each in found["checks"]] if found else None
     except (GetError, ValueError, KeyError, TypeError):

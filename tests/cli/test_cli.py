@@ -129,6 +129,22 @@ def test_help_shows_the_name_of_the_program(capsys: pytest.CaptureFixture[str]) 
     assert re.findall(r"^    (\w+)\b", shown, re.MULTILINE) == ["check", "report", "bundle", "verify"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["doctr", "main:app"], "there is no command 'doctr'; did you mean 'doctor'?"),
+        (["slo", "chek", "main:app"], "there is no command 'chek'; did you mean 'check'?"),
+        (["nothing-like-it"], "choose from"),
+        (["slo", "doctor"], "choose from"),
+    ],
+)
+def test_a_misspelled_command(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The nearest command is named, of those at this place; without a near one, all are."""
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
 def test_former_names_are_errors_with_the_new_name(capsys: pytest.CaptureFixture[str]) -> None:
     """A former name of a command or flag exits with 2 and names the new one, which exists."""
     for old, new in RENAMED_COMMANDS.items():

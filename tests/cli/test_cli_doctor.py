@@ -22,13 +22,14 @@ from variables import remove_variables
 
 from fastapi_observe import Observability, install
 from fastapi_observe.cli.main import main
-from fastapi_observe.doctor.app import check_app, check_exports
+from fastapi_observe.doctor.app import PUBLIC_PEER, check_app, check_exports
 from fastapi_observe.doctor.check import Check, run_checks
 from fastapi_observe.doctor.lines import check_lines
 from fastapi_observe.doctor.page import MetricsPage
 from fastapi_observe.doctor.probe import probe_exports
 from fastapi_observe.doctor.process import check_log_file, check_settings
 from fastapi_observe.internal.version import documentation_url
+from fastapi_observe.requests.access import DOCTOR_AGENT
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
@@ -306,6 +307,25 @@ def test_a_running_app_outside_development(capsys: pytest.CaptureFixture[str]) -
         assert "not served to this client" in out
     assert main(["doctor", "--url", f"http://127.0.0.1:{port}"]) == 1
     assert "Start it, or correct --url." in capsys.readouterr().out
+
+
+def test_a_running_app_gets_three_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them are named in the app's log, and what it serves is asked for once by each client."""
+    app, sent = FastAPI(title="shop"), []
+    install(app, capture_logging=False, metrics_access="private")
+
+    async def recording(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+            sent.append((scope["path"], headers.get("x-forwarded-for"), headers["user-agent"]))
+        await app(scope, receive, send)
+
+    with serving(recording) as port:
+        assert main(["doctor", "--url", f"http://127.0.0.1:{port}"]) == 0
+    asked = [("/observe/api/info", None), ("/metrics", None), ("/metrics", PUBLIC_PEER)]
+    assert sent == [(path, peer, DOCTOR_AGENT) for path, peer in asked]
+    out = capsys.readouterr().out
+    assert [subject for subject in ("metrics access", "clock", "export", "requests") if subject not in out] == []
 
 
 def test_what_is_pasted_as_the_url(capsys: pytest.CaptureFixture[str]) -> None:
