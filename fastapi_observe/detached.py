@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, current_context
 from fastapi_observe.logs.context import LOG_BLOCKS
 from fastapi_observe.records.guard import fail_safe
 from fastapi_observe.records.operation import CURRENT_OPERATION
@@ -31,7 +31,7 @@ class DetachedScope:
 
     @fail_safe("detached")
     def _enter(self) -> None:
-        before = OTEL_CONTEXT.get()
+        before = current_context()
         position = trace.get_current_span(before).get_span_context()
         origin = position if position.is_valid else before.get(ORIGIN_KEY)
         context = Context() if origin is None else Context({ORIGIN_KEY: origin})

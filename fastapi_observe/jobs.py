@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from fastapi_observe.detached import DetachedScope
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import attach_context, current_context, detach_context
 from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.records.guard import fail_safe, report_error
 from fastapi_observe.records.job import JobRecord
@@ -115,12 +115,12 @@ class JobRun:
 
     def _enter(self) -> None:
         if self._context is not None:
-            self._token = OTEL_CONTEXT.set(self._context)
+            self._token = attach_context(self._context)
 
     @fail_safe("job.suspend")
     def suspend(self) -> None:
         """Restore the context from before the job, which continues."""
-        self._context = OTEL_CONTEXT.get()
+        self._context = current_context()
         self._leave()
 
     @fail_safe("job.resume")
@@ -135,7 +135,7 @@ class JobRun:
         token, self._token = self._token, None
         if token is not None:
             with contextlib.suppress(ValueError):  # left in another task, whose context has nothing to restore
-                OTEL_CONTEXT.reset(token)
+                detach_context(token)
         detached, self._detached = self._detached, None
         if detached is not None:
             detached.__exit__()
@@ -155,7 +155,7 @@ class JobRun:
 
     def is_current(self) -> bool:
         """Return whether the calling code runs in this job."""
-        reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
+        reference = current_context().get(CONTEXT_KEY)
         return self.record is not None and reference is self.record.current
 
 

@@ -8,7 +8,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.internal.fastapi import TELEMETRY_SCOPE_KEY
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import attach_context, detach_context
 from fastapi_observe.internal.starlette import OPENTELEMETRY_SCOPE_KEY
 from fastapi_observe.metrics_endpoint import MetricsEndpoint
 from fastapi_observe.records.request import CONTEXT_KEY, EXCEPTION_IDS_ATTRIBUTE, RECORD_SCOPE_KEY
@@ -76,7 +76,7 @@ class ObserveMiddleware:
             await self._call_unreported(context, scope, receive, send)
             return
         scope[RECORD_SCOPE_KEY] = record
-        token = OTEL_CONTEXT.set(record.context)  # type: ignore[arg-type]  # set by `start_request`
+        token = attach_context(record.context)  # type: ignore[arg-type]  # set by `start_request`
         try:
             await self.app(scope, record.receive, record.send)
         except BaseException as exc:
@@ -93,7 +93,7 @@ class ObserveMiddleware:
                 observability.internal_errors("request.finish", exc)
             scope.pop(RECORD_SCOPE_KEY, None)
             try:  # noqa: SIM105 - suppress() costs more
-                OTEL_CONTEXT.reset(token)
+                detach_context(token)
             except ValueError:  # closed in another task, whose context has nothing to restore
                 pass
 
@@ -102,13 +102,13 @@ class ObserveMiddleware:
         if context is None:
             await self.app(scope, receive, send)
             return
-        token = OTEL_CONTEXT.set(context)
+        token = attach_context(context)
         try:
             await self.app(scope, receive, send)
         finally:
             context[CONTEXT_KEY].fields = None  # type: ignore[attr-defined]  # the context may outlive the request
             with contextlib.suppress(ValueError):  # closed in another task, whose context has nothing to restore
-                OTEL_CONTEXT.reset(token)
+                detach_context(token)
 
     def _finish(self, record: RequestRecord, raised: BaseException | None) -> None:
         try:

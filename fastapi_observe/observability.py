@@ -25,7 +25,7 @@ from fastapi_observe.instrumentors.switch import Instrumentors
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, ShutdownDeadline, register_at_exit, start_thread
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import current_context
 from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.jobs import HeaderReader, Job, new_job
 from fastapi_observe.logs.service import LogService
@@ -305,7 +305,7 @@ class Observability:
         """Report the start of an operation to the signals, and record it in the time breakdown of the request."""
         try:
             if operation.kind in AWAITED_KINDS and (operation.parent is None or not operation.is_nested()):
-                reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
+                reference = current_context().get(CONTEXT_KEY)
                 record: RequestRecord | None = None if reference is None else reference.record  # type: ignore[attr-defined]
                 if record is not None and not record.complete:
                     (record.work or self._new_work(record)).add(operation)
@@ -323,7 +323,7 @@ class Observability:
     def _included(self, operation: Operation, hooks: tuple[SignalHook, ...]) -> tuple[SignalHook, ...]:
         """Return the hooks of the signals that report an operation, and remember them for its end."""
         supersede_outer(operation)
-        excluded = excluded_signals(OTEL_CONTEXT.get())
+        excluded = excluded_signals(current_context())
         if not excluded:
             return hooks
         operation.reporter = PartialReporter(self, excluded)
@@ -358,7 +358,7 @@ class Observability:
 
     def record_connection_wait(self, pool: str, seconds: float) -> None:
         """Record the time that a caller waited for a connection of `pool`, also in the request's time breakdown."""
-        reference = OTEL_CONTEXT.get().get(CONTEXT_KEY) if seconds >= MIN_POOL_WAIT else None
+        reference = current_context().get(CONTEXT_KEY) if seconds >= MIN_POOL_WAIT else None
         record: RequestRecord | None = None if reference is None else reference.record  # type: ignore[attr-defined]
         if record is not None and not record.complete:
             (record.work or self._new_work(record)).add(PoolWait(perf_counter() - seconds, seconds))

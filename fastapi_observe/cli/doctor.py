@@ -19,7 +19,7 @@ from fastapi_observe.doctor.app import check_app
 from fastapi_observe.doctor.check import Check, run_checks
 from fastapi_observe.doctor.probe import probe_app, probe_exports
 from fastapi_observe.doctor.process import check_log_file, check_settings, check_versions
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, SUPPRESSION_KEY
+from fastapi_observe.internal.opentelemetry import SUPPRESSION_KEY, attach_context, detach_context
 from fastapi_observe.observability import INSTALLED
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.slo.loading import LoadError, get_observability_of, load_app
@@ -54,7 +54,7 @@ def add_doctor(commands: Commands) -> None:
 def run_doctor(args: argparse.Namespace) -> int:
     """Run the checks and print them."""
     # The app switches instrumentors on, and would export spans of our own requests.
-    token = OTEL_CONTEXT.set(set_value(SUPPRESSION_KEY, True))  # noqa: FBT003
+    token = attach_context(set_value(SUPPRESSION_KEY, True))  # noqa: FBT003
     try:
         with standard_output_to_standard_error():
             checks = _check(args)
@@ -62,7 +62,7 @@ def run_doctor(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_ERROR
     finally:
-        OTEL_CONTEXT.reset(token)
+        detach_context(token)
     sys.stdout.write(checks_as_json(checks) if args.json else checks_as_text(checks))
     return EXIT_PROBLEM if any(check.verdict == "wrong" for check in checks) else 0
 

@@ -11,10 +11,10 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from fastapi_observe.instrumentors.conventions import STATEMENTS, Call, QueryDescription, layer_of, read_call
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, unwrap_attributes
+from fastapi_observe.internal.opentelemetry import current_context, unwrap_attributes
 from fastapi_observe.records.exceptions import is_cancellation
 from fastapi_observe.records.guard import report_error
-from fastapi_observe.records.operation import CURRENT_OPERATION, Operation
+from fastapi_observe.records.operation import CURRENT_OPERATION, Operation, current_operation
 from fastapi_observe.records.request import current_record, excluded_signals
 from fastapi_observe.records.time_breakdown import AWAITED_KINDS
 from fastapi_observe.redaction.patterns import redact_database_error
@@ -88,7 +88,7 @@ class SpanCall(Operation):
         self._handled = id(handled)
         self.record: RequestRecord | None = current_record()
         self.observability = calls.observability if self.record is None else self.record.observability
-        self.excluded = excluded_signals(OTEL_CONTEXT.get())
+        self.excluded = excluded_signals(current_context())
         self._find_outer(start)
         self.started = perf_counter()
         if start.kind is not SpanKind.CONSUMER:  # what is done with a message is not a part of its receipt
@@ -102,7 +102,7 @@ class SpanCall(Operation):
 
     def _find_outer(self, start: SpanStart) -> None:
         """Find the open call that this one may be part of: `within`. `is_direct` if its span is around this one's."""
-        outer = CURRENT_OPERATION.get()
+        outer = current_operation()
         while outer is not None and outer.ended:
             outer = outer.parent
         self.within: Operation | None = None
@@ -176,7 +176,7 @@ class SpanCall(Operation):
             self.exception = raised
         is_counted = not (self.superseded or self.is_part_of_another())
         self.ended = True
-        if CURRENT_OPERATION.get() is self:
+        if current_operation() is self:
             CURRENT_OPERATION.set(self.parent)
         self.parent = self.within = None
         # A copy of plain values: what is reported is not what a library changes later.
@@ -231,7 +231,7 @@ class SpanCalls:
 
         An instrumentor that sees the same engine, pool or HTTP client would add a second span.
         """
-        outer = CURRENT_OPERATION.get()
+        outer = current_operation()
         if outer is None or outer.ended or outer.span is not parent or isinstance(outer, SpanCall):
             return False
         try:

@@ -9,8 +9,8 @@ from opentelemetry.propagators.textmap import TextMapPropagator, default_setter
 
 from fastapi_observe.instrumentors.calls import SpanCall
 from fastapi_observe.instrumentors.conventions import http_host, layer_of
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
-from fastapi_observe.records.operation import CURRENT_OPERATION
+from fastapi_observe.internal.opentelemetry import current_context
+from fastapi_observe.records.operation import current_operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,13 +45,13 @@ class GuardedPropagator(TextMapPropagator):
         setter: Setter[CarrierT] = default_setter,
     ) -> None:
         """Write the trace context into a carrier, unless it is sent to a host that must not have it."""
-        call = CURRENT_OPERATION.get()
+        call = current_operation()
         if isinstance(call, SpanCall) and trace.get_current_span(context) is call.span:
             policy = call.observability.external.propagation
             attributes = call.attributes()
             if layer_of(attributes) == "http" and not policy.allows(http_host(attributes) or ""):
                 return
-            context = policy.with_allowed_baggage(OTEL_CONTEXT.get() if context is None else context)
+            context = policy.with_allowed_baggage(current_context() if context is None else context)
         self.inner.inject(carrier, context, setter)
 
     def remove(self) -> None:

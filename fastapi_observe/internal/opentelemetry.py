@@ -85,6 +85,11 @@ def find_suppression_key() -> str:
 OTEL_CONTEXT: Final = find_context_variable()
 """The context variable that holds the current OpenTelemetry context."""
 
+# Bound methods: Python compiles the call of a method of an imported name to one that makes a bound method each time.
+current_context: Final = OTEL_CONTEXT.get
+attach_context: Final = OTEL_CONTEXT.set
+detach_context: Final = OTEL_CONTEXT.reset
+
 SPAN_KEY: Final = find_span_key()
 """Key of the current span in an OpenTelemetry context."""
 
@@ -283,17 +288,17 @@ class RestoreSpan:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app."""
-        context = OTEL_CONTEXT.get()
+        context = current_context()
         current = context.get(SPAN_KEY)
         if not isinstance(current, Placeholder):
             await self.app(scope, receive, send)
             return
-        token = OTEL_CONTEXT.set(Context({**context, SPAN_KEY: current.replaced}))
+        token = attach_context(Context({**context, SPAN_KEY: current.replaced}))
         try:
             await self.app(scope, receive, send)
         finally:
             with contextlib.suppress(ValueError):  # closed in another task, whose context needs no restoring
-                OTEL_CONTEXT.reset(token)
+                detach_context(token)
 
 
 # The span of a sampled request or operation is the SDK's span, made and ended at a fraction of its cost. The SDK calls

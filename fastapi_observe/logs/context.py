@@ -8,7 +8,7 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fastapi_observe.internal import loguru
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import current_context
 from fastapi_observe.records.guard import fail_safe
 from fastapi_observe.records.request import CONTEXT_KEY, ExcludedRef, RecordRef
 from fastapi_observe.records.wrapping import AsyncWith, wrap_calls
@@ -129,7 +129,7 @@ class LogContext(AsyncWith):
 
     @fail_safe("logs.context")
     def _enter(self, frame: FrameType | None) -> None:
-        reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
+        reference = current_context().get(CONTEXT_KEY)
         if not isinstance(reference, RecordRef) or not _is_running(reference):
             reference = None
         block = Block(self._fields, reference, None if reference is None else _stepped_generator(frame))
@@ -203,7 +203,7 @@ def context_fields() -> dict[str, Any]:
     blocks = LOG_BLOCKS.get()
     if not blocks and not _GENERATOR_BLOCKS:
         return fields
-    found = OTEL_CONTEXT.get().get(CONTEXT_KEY)
+    found = current_context().get(CONTEXT_KEY)
     current = found if isinstance(found, RecordRef) else None
     if current is not None and _GENERATOR_BLOCKS:
         for block in _GENERATOR_BLOCKS.get(id(current), (None, []))[1].copy():
@@ -221,7 +221,7 @@ def is_context_of_ended_request() -> bool:
     asyncio lets a context out of its task (python/cpython#140947): uvicorn starts the next request of a connection in
     the context of the one before.
     """
-    reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
+    reference = current_context().get(CONTEXT_KEY)
     return isinstance(reference, RecordRef) and (reference.record is None or reference.record.complete)
 
 

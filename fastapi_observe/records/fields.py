@@ -7,7 +7,7 @@ import math
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import current_context
 from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.records.request import CONTEXT_KEY, ExcludedRef, RecordRef, RequestFields
 
@@ -50,7 +50,7 @@ _MAX_INT64: Final = 2**63
 
 def current_reference(context: Context | None = None) -> RecordRef | None:
     """Return the reference to the running request of a context (None: the current one), or None outside any."""
-    reference = (OTEL_CONTEXT.get() if context is None else context).get(CONTEXT_KEY)
+    reference = (current_context() if context is None else context).get(CONTEXT_KEY)
     if isinstance(reference, RecordRef) and (reference.record is not None or isinstance(reference, ExcludedRef)):
         return reference
     return None

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
 
 from fastapi_observe.internal.errors import Renamed
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import attach_context, current_context, detach_context
 from fastapi_observe.records.exceptions import error_type_of, exception_outcome
 from fastapi_observe.records.guard import fail_safe, report_error, return_no_op
 from fastapi_observe.records.wrapping import AsyncWith, wrap_calls
@@ -145,7 +145,7 @@ class Operation(AsyncWith):
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("operation.open", exc, self.reporter)
         if self.context is not None:
-            self._context_token = OTEL_CONTEXT.set(self.context)
+            self._context_token = attach_context(self.context)
         self.started = perf_counter()
         return self
 
@@ -156,8 +156,8 @@ class Operation(AsyncWith):
         try:
             if context_token is not None:
                 if not self.ended:
-                    self.context = OTEL_CONTEXT.get()  # it may be that of a span inside, which continues
-                OTEL_CONTEXT.reset(context_token)
+                    self.context = current_context()  # it may be that of a span inside, which continues
+                detach_context(context_token)
             if token is not None:
                 CURRENT_OPERATION.reset(token)
         except ValueError:  # left in another task, whose context has nothing to restore
@@ -167,7 +167,7 @@ class Operation(AsyncWith):
         """Become the current operation again after `suspend`."""
         self._token = CURRENT_OPERATION.set(self)
         if self.context is not None:
-            self._context_token = OTEL_CONTEXT.set(self.context)
+            self._context_token = attach_context(self.context)
 
     def close(self, exc: BaseException | None = None) -> None:
         """End with the exception that was raised. Idempotent."""
@@ -294,3 +294,6 @@ def require_name(function: str, name: object) -> None:
 
 CURRENT_OPERATION: Final[ContextVar[Operation | None]] = ContextVar("fastapi_observe.operation", default=None)
 """The operation in which the calling code runs. It may have ended."""
+
+current_operation: Final = CURRENT_OPERATION.get
+"""Returns the current operation. A bound method, as `current_context`."""

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import sampling
 from prometheus_client.metrics_core import CounterMetricFamily
 
 from fastapi_observe.internal.clock import monotonic
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import current_context
 from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.records.request import excluded_signals
 from fastapi_observe.records.signal import SIGNAL_BITS
@@ -97,7 +97,7 @@ class RateLimitedSampler(sampling.Sampler):
 
     def should_sample(self, parent_context: Any, *arguments: Any, **named: Any) -> sampling.SamplingResult:
         """Return the inner sampler's decision; DROP in an excluded request, and for callers beyond the limit."""
-        if excluded_signals(OTEL_CONTEXT.get() if parent_context is None else parent_context) & SIGNAL_BITS["traces"]:
+        if excluded_signals(current_context() if parent_context is None else parent_context) & SIGNAL_BITS["traces"]:
             return sampling.SamplingResult(sampling.Decision.DROP)
         result = self._inner.should_sample(parent_context, *arguments, **named)
         if self._samples_all or result.decision is not sampling.Decision.RECORD_AND_SAMPLE:

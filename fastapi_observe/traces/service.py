@@ -19,12 +19,12 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode
 from fastapi_observe.internal.errors import Renamed
 from fastapi_observe.internal.opentelemetry import (
     GLOBAL_PROVIDER,
-    OTEL_CONTEXT,
     SPAN_KEY,
     SUPPRESSION_KEY,
     RecordedSpan,
     SpanFactory,
     UnsampledSpan,
+    current_context,
     is_sdk_compatible,
     new_context,
 )
@@ -211,7 +211,7 @@ class TracingService:
 
     def on_request_start(self, record: RequestRecord) -> None:
         """Adopt the server span of an outer instrumentation, or start one. Sets the ids of the record."""
-        context, headers, parent = OTEL_CONTEXT.get(), record.headers, None
+        context, headers, parent = current_context(), record.headers, None
         links: tuple[Link, ...] = ()
         if context and is_stale_context(context):
             context = Context()
@@ -242,12 +242,12 @@ class TracingService:
 
         The headers are trusted: the app passes them itself.
         """
-        context, parent = OTEL_CONTEXT.get(), None
+        context, parent = current_context(), None
         if any(name in record.headers for name in self._carriers):
             continued, parent = self._extract_parent(record, context)
             if parent.is_valid:
                 context, record.span_kind = continued, SpanKind.CONSUMER
-        links = links_to_origin(OTEL_CONTEXT.get())
+        links = links_to_origin(current_context())
         if self._factory is not None:
             self._start(self._factory, record, context, parent, links)
             return
@@ -267,7 +267,7 @@ class TracingService:
 
     def exclude(self, reference: RecordRef) -> tuple[Context, UnsampledSpan]:
         """Return a context for an excluded request, in which nothing is traced, and the unsampled span in it."""
-        context = OTEL_CONTEXT.get()
+        context = current_context()
         if is_stale_context(context):
             context = Context()
         span = UnsampledSpan(*(next(ID_SOURCE.pairs, None) or ID_SOURCE.refill()), RANDOM, None)
@@ -437,7 +437,7 @@ class TracingService:
 
     def on_operation_start(self, operation: Operation) -> None:
         """Start the span of an operation and make it the current one. Inside an unsampled trace no span is made."""
-        context = OTEL_CONTEXT.get()
+        context = current_context()
         current = context.get(SPAN_KEY)
         if type(current) in _PENDING_SPANS and self._factory is not None:
             kind = _SPAN_KINDS.get(operation.kind, _INTERNAL)

@@ -9,7 +9,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import Tracer
 from opentelemetry.trace import NonRecordingSpan, SpanKind
 
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import current_context
 from fastapi_observe.records.fields import current_fields
 from fastapi_observe.records.request import excluded_signals
 from fastapi_observe.records.signal import SIGNAL_BITS
@@ -61,13 +61,13 @@ class ObserveTracer(Tracer):
             return other.start_span(
                 name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
             )
-        start_context = OTEL_CONTEXT.get() if context is None else context
+        start_context = current_context() if context is None else context
         parent = trace.get_current_span(start_context)
         observer = self.calls.observer if kind in CALL_KINDS and not is_own else None
         if observer is not None and observer.has_span_of(parent, attributes):
             return NonRecordingSpan(parent.get_span_context())
         # The current context: the one that is given may be new, of what was extracted from headers.
-        if excluded_signals(OTEL_CONTEXT.get()) & _TRACES:
+        if excluded_signals(current_context()) & _TRACES:
             span = NonRecordingSpan(parent.get_span_context())  # samplers that do not follow the parent may choose it
         elif isinstance(parent, PendingSpan):
             span = self._start_pending(parent, name, start_context, kind, start_time)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanContext, StatusCode
 
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, SPAN_KEY
+from fastapi_observe.internal.opentelemetry import SPAN_KEY, attach_context, current_context, detach_context
 from fastapi_observe.records.exceptions import error_type_of, exception_message, exception_stacktrace
 from fastapi_observe.records.guard import NO_OP, report_error
 from fastapi_observe.records.request import ORIGIN_KEY, excluded_signals
@@ -113,13 +113,13 @@ class ContextScope:
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> None:
-        self._token = OTEL_CONTEXT.set(self._context)
+        self._token = attach_context(self._context)
 
     def __exit__(self, *_: object) -> None:
         token, self._token = self._token, None
         if token is not None:
             try:
-                OTEL_CONTEXT.reset(token)
+                detach_context(token)
             except ValueError:  # the block was left in another task, whose context needs no restoring
                 return
 
@@ -129,7 +129,7 @@ class ContextScope:
 
     def suspend(self) -> None:
         """Restore the previous context. `resume` continues with the present one, which may be of a span inside."""
-        self._context = OTEL_CONTEXT.get()
+        self._context = current_context()
         self.__exit__()
 
     def resume(self) -> None:
@@ -162,14 +162,14 @@ class SpanScope(AsyncWith):
         span: Span
         self._started = perf_counter()
         try:
-            if excluded_signals(OTEL_CONTEXT.get()) & SIGNAL_BITS["traces"]:
+            if excluded_signals(current_context()) & SIGNAL_BITS["traces"]:
                 self._span, self._context_scope = trace.get_current_span(), NO_OP
                 return self._span
             name = self._redactor.text(self._name)[:MAX_USER_SPAN_NAME_LENGTH]
             span = self._tracer.start_span(
                 well_formed(name),
                 attributes=to_otel_attributes(self._attributes, self._redactor),
-                links=links_to_origin(OTEL_CONTEXT.get()),
+                links=links_to_origin(current_context()),
             )
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("span.start", exc)

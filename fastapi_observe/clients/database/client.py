@@ -10,7 +10,7 @@ from fastapi_observe.clients.database.errors import driver_error, query_outcome
 from fastapi_observe.clients.database.statements import MAX_STATEMENT_LENGTH, StatementCache, is_name, is_operation
 from fastapi_observe.internal.errors import Renamed
 from fastapi_observe.records.guard import NO_OP, fail_safe, report_error, return_no_op
-from fastapi_observe.records.operation import CURRENT_OPERATION, Operation, OperationReporter
+from fastapi_observe.records.operation import Operation, OperationReporter, current_operation
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class DatabaseClient:
         The outer query then adopts the statement. `batch` is the number of parameter sets of an `executemany`.
         `attributes` are further span attributes: the same object each time, with values of OpenTelemetry's types.
         """
-        outer = CURRENT_OPERATION.get()
+        outer = current_operation()
         while outer is not None and not outer.ended:
             if isinstance(outer, Query):
                 outer.adopt_statement(self._statements.parse_statement(statement, system), system)

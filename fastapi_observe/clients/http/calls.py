@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.clients.http.record import CallLabels, HttpCall, PathTemplates
-from fastapi_observe.records.operation import CURRENT_OPERATION
+from fastapi_observe.records.operation import current_operation
 from fastapi_observe.records.request import KNOWN_METHODS
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class HttpCalls:
         try:
             if self._abandoned:
                 self.close_abandoned()
-            current = CURRENT_OPERATION.get()
+            current = current_operation()
             if not observed.active or (isinstance(current, HttpCall) and current.request is request):
                 return None  # the client is instrumented for two apps, and the outer wrapper measures
             observed.ensure_hook(client)
@@ -113,7 +113,7 @@ class HttpCalls:
         try:
             if not observed.active:
                 return
-            call = CURRENT_OPERATION.get()
+            call = current_operation()
             while call is not None and not isinstance(call, HttpCall):
                 call = call.parent
             url, allowed = request.url, observed.propagate

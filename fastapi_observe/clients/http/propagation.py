@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import baggage, propagate
 
 from fastapi_observe.internal.networks import is_private_host, normalize_host
-from fastapi_observe.internal.opentelemetry import BAGGAGE_KEY, OTEL_CONTEXT, SPAN_KEY
+from fastapi_observe.internal.opentelemetry import BAGGAGE_KEY, SPAN_KEY, current_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
@@ -70,7 +70,7 @@ class PropagationPolicy:
             for name in self._fields:
                 headers.pop(name, None)
             return
-        context = OTEL_CONTEXT.get()
+        context = current_context()
         span = context.get(SPAN_KEY)
         if span is not None and self._is_w3c and BAGGAGE_KEY not in context:
             # A tuple: unpacking is cheaper than properties.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, SPAN_KEY, Placeholder, RestoreSpan
+from fastapi_observe.internal.opentelemetry import SPAN_KEY, Placeholder, RestoreSpan, current_context
 from fastapi_observe.records.request import RECORD_SCOPE_KEY
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class _Entry:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app; a message that contrib's middleware fails to pass on is sent without it."""
-        span = OTEL_CONTEXT.get().get(SPAN_KEY)
+        span = current_context().get(SPAN_KEY)
         if isinstance(span, ContribSpan):
             span.app_reached = True
         call: _Call | None = scope.get(CALL_KEY)

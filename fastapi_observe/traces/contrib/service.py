@@ -9,7 +9,7 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, Placeholder, SpanFactory, pass_real_span
+from fastapi_observe.internal.opentelemetry import Placeholder, SpanFactory, current_context, pass_real_span
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.settings.sources import SettingsError
 from fastapi_observe.traces.contrib.guard import ContribGuard, ContribSpan
@@ -128,7 +128,7 @@ class _ContribTracer(trace.Tracer):
 
     def start_span(self, name: str, context: Context | None = None, *arguments: Any, **options: Any) -> Span:
         """Return the server span of the request, or a placeholder if it is another instrumentation's."""
-        reference: Any = (OTEL_CONTEXT.get() if context is None else context).get(CONTEXT_KEY)
+        reference: Any = (current_context() if context is None else context).get(CONTEXT_KEY)
         record: RequestRecord | None = None if reference is None else reference.record
         span = trace.get_current_span(context) if record is None else record.span
         if span is None or not span.get_span_context().is_valid:  # an internal error before
