@@ -34,7 +34,10 @@ def is_new_connection(context: Any) -> bool:
 
     Such a statement is then measured like a query of the user.
     """
-    return not getattr(getattr(context, "root_connection", None), "_allow_autobegin", True)
+    try:
+        return not context.root_connection._allow_autobegin  # noqa: SLF001 - see above
+    except AttributeError:
+        return False
 
 
 def max_connections(pool: QueuePool) -> int | None:
