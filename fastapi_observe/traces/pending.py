@@ -7,7 +7,8 @@ ids that were already sent downstream and written on log lines. Otherwise they a
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
+from math import floor
 from time import time_ns
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Final
@@ -63,6 +64,9 @@ ITEM_BYTES: Final = 64
 """Bytes that an attribute, event or exception counts for in addition to its text."""
 
 
+_new_object: Final = object.__new__
+
+
 def _finish_operation(span: RecordedSpan, operation: Operation, end_time: int) -> None:
     span.finish(operation.name, end_time)
 
@@ -97,8 +101,8 @@ class PendingTrace:
     """The spans of one request, and what was decided about them.
 
     There are three states: undecided, kept (for a `reason`), and discarded. In any thread, a span that ends is appended
-    before the state is read, and `keep` sets the state before it empties the queue, so that no span is lost in between.
-    `popleft` is atomic, so that no span is exported twice.
+    before the state is read, and `keep` sets the state before it empties the list, so that no span is lost in between.
+    `pop` is atomic, so that no span is exported twice.
 
     If a request calls its own app, both are `parts` of one pending trace: it is kept with the first part that has a
     reason, and discarded when the last part has ended.
@@ -107,7 +111,7 @@ class PendingTrace:
     __slots__ = ("__weakref__", "_bytes", "_ended", "_exceptions", "_total", "discarded", "dropped", "parts", "reason")
 
     def __init__(self, total: PendingTotal) -> None:
-        self._ended: deque[tuple[PendingSpan, Operation | None]] = deque()
+        self._ended: list[tuple[PendingSpan, Operation | None]] = []
         self._total = total
         self._bytes = 0
         self._exceptions = 0
@@ -134,7 +138,16 @@ class PendingTrace:
             return None
         self._bytes += SPAN_BYTES
         total.held += SPAN_BYTES
-        return PendingSpan(self, parent_span, factory, name, kind, start_time, start_context)
+        # Not by calling the class, which costs as much again. What most spans do not change is left to the class.
+        span: PendingSpan = _new_object(PendingSpan)
+        span.trace = self
+        span.parent_span = parent_span
+        span.factory = factory
+        span.name = name
+        span.kind = kind
+        span.start_time = start_time
+        span.start_context = start_context
+        return span
 
     def holds_exception(self) -> bool:
         """Return whether one more exception may be held as an object."""
@@ -164,7 +177,12 @@ class PendingTrace:
         self._bytes = 0
 
     def add(self, span: PendingSpan, operation: Operation | None = None) -> None:
-        """Take a span that has ended, and the operation that describes it if the span is exported."""
+        """Take a span that has ended, or that of an operation, which ends it, and describes it if it is exported."""
+        if operation is not None:
+            if span.end_time is not None:
+                return
+            # Measured with the monotonic clock: the wall clock may have been set in between.
+            span.end_time = span.start_time + floor(operation.duration * 1e9)
         self._ended.append((span, operation))
         if self.reason is not None:
             self._export()
@@ -172,7 +190,7 @@ class PendingTrace:
             self._ended.clear()
         elif len(self._ended) > MAX_PENDING_SPANS:
             self.dropped += 1
-            self._hold(-self._ended.popleft()[0].held_bytes)
+            self._hold(-self._ended.pop(0)[0].held_bytes)
 
     def keep(self, reason: str) -> None:
         """Export the ended spans now, and each later span when it ends."""
@@ -190,7 +208,7 @@ class PendingTrace:
         ended = []
         while self._ended:
             try:
-                ended.append(self._ended.popleft())
+                ended.append(self._ended.pop(0))
             except IndexError:  # another thread took the last one
                 break
         # Processors get the starts in their order, parents first, and the ends in their order.
@@ -220,9 +238,13 @@ class PendingSpan(trace.Span, ReadableSpan):
 
     trace: PendingTrace
     """The spans of the request. Of a server span it is None until `pending` is read."""
-    # They replace the properties of the SDK's span.
+    parent_span: PendingSpan
+    factory: SpanFactory
+    start_context: Context
+    # They replace the properties of the SDK's span. `kind` is always set: over the object of an enum, Python 3.11 would
+    # do so at several times the cost.
     name: str = ""
-    kind: SpanKind = SpanKind.INTERNAL
+    kind: SpanKind = None  # type: ignore[assignment]
     start_time: int = 0
     end_time: int | None = None
     status = Status()
@@ -234,25 +256,6 @@ class PendingSpan(trace.Span, ReadableSpan):
     _changes: list[Callable[[RecordedSpan], object]] | None = None
     _keeps_exceptions = True
     _sets_status = True
-
-    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a new span
-        self,
-        pending: PendingTrace,
-        parent_span: PendingSpan,
-        factory: SpanFactory,
-        name: str,
-        kind: SpanKind,
-        start_time: int,
-        start_context: Context,
-    ) -> None:
-        # What most spans do not change is left to the class: few of them are ever exported.
-        self.trace = pending
-        self._parent_span = parent_span
-        self._factory = factory
-        self.name = name
-        self.kind = kind
-        self.start_time = start_time
-        self._start_context = start_context
 
     # OpenTelemetry's API
 
@@ -270,7 +273,7 @@ class PendingSpan(trace.Span, ReadableSpan):
     @property
     def parent(self) -> SpanContext | None:
         """The context of the parent span."""
-        return self._parent_span.context
+        return self.parent_span.context
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -280,12 +283,12 @@ class PendingSpan(trace.Span, ReadableSpan):
     @property
     def resource(self) -> Resource:
         """The resource of the tracer provider."""
-        return self._factory.resource
+        return self.factory.resource
 
     @property
     def instrumentation_scope(self) -> InstrumentationScope:
         """The scope of the tracer."""
-        return self._factory.scope
+        return self.factory.scope
 
     def get_span_context(self) -> SpanContext:
         """Return the span context. Its flags say "not sampled"."""
@@ -360,13 +363,6 @@ class PendingSpan(trace.Span, ReadableSpan):
             self.end_time = time_ns() if end_time is None else end_time
             self.pending.add(self)
 
-    def end_operation(self, operation: Operation) -> None:
-        """End the span of an operation, which describes it if it is exported."""
-        if self.end_time is None:
-            # Measured with the monotonic clock: the wall clock may have been set in between.
-            self.end_time = self.start_time + int(operation.duration * 1e9)
-            self.trace.add(self, operation)
-
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         """End the span. An exception that leaves its block is recorded, as the SDK does."""
         if exc is not None and self.is_recording():
@@ -379,7 +375,7 @@ class PendingSpan(trace.Span, ReadableSpan):
     # Internal
 
     def _make_context(self) -> SpanContext:
-        return child_context(self._parent_span.context)
+        return child_context(self.parent_span.context)
 
     def _reserve(self, size: int) -> bool:
         if not self.pending.reserve(size):
@@ -404,7 +400,7 @@ class PendingSpan(trace.Span, ReadableSpan):
 
     def start_recording(self) -> RecordedSpan:
         """Start the span that is exported: the same ids with the sampled flag. Span processors see its start."""
-        started_in = self._start_context
+        started_in = self.start_context
         if CONTEXT_KEY in started_in:
             # The span has the fields that the request had at its start. A processor would set those of its end.
             started_in = Context({**started_in, CONTEXT_KEY: None})
@@ -413,7 +409,7 @@ class PendingSpan(trace.Span, ReadableSpan):
     def _record(self, context: Context, attributes: dict[str, Any]) -> RecordedSpan:
         """Start the span that is exported, and make all changes of this span on it, in their order."""
         parent = self.parent
-        span = self._factory.start(
+        span = self.factory.start(
             self.name,
             sampled(self.context),
             parent and sampled(parent),
@@ -440,7 +436,7 @@ class PendingServerSpan(PendingSpan):
     parent: SpanContext | None = None
     trace: PendingTrace | None = None  # type: ignore[assignment]
     """The spans of the request; None until the first one starts, or the trace may go on in another request."""
-    _start_context = Context()
+    start_context = Context()
     _flags = RANDOM
     _state: TraceState | None = None
 
@@ -450,7 +446,7 @@ class PendingServerSpan(PendingSpan):
         self._ids = ids
         self.start_time = start_time
         self.name = name
-        self._factory = factory
+        self.factory = factory
         self._total = total
 
     def continue_trace(self, parent: SpanContext, flags: int) -> None:
@@ -516,7 +512,7 @@ class PendingServerSpan(PendingSpan):
 
     def reopen(self, kind: SpanKind, context: Context) -> None:
         """Allow changes again. `context` is the one in which the span started."""
-        self.kind, self._start_context, self.end_time = kind, context, None
+        self.kind, self.start_context, self.end_time = kind, context, None
 
     def _leave(self, pending: PendingTrace) -> bool:
         """End this part of a trace. Returns whether there are others."""
@@ -530,7 +526,7 @@ class PendingServerSpan(PendingSpan):
 
     def start_recording(self) -> RecordedSpan:
         """Start the span that is exported because another part of its trace is."""
-        return self._record(self._start_context, {TAIL_SAMPLED: self.pending.reason})
+        return self._record(self.start_context, {TAIL_SAMPLED: self.pending.reason})
 
     def _record(self, context: Context, attributes: dict[str, Any]) -> RecordedSpan:
         span = super()._record(context, attributes)

@@ -470,7 +470,7 @@ class TracingService:
             return
         if operation.exception is None:
             if type(span) is PendingSpan:
-                span.end_operation(operation)
+                span.trace.add(span, operation)
                 return
             if (
                 type(span) is RecordedSpan
