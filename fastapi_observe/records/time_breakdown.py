@@ -151,7 +151,8 @@ class TimeBreakdown:
 
     def self_time(self, duration: float) -> float:
         """Return the seconds of a request in which no operation was running."""
-        return max(0.0, duration - self.busy)
+        seconds = duration - self.busy
+        return seconds if seconds > 0.0 else 0.0  # noqa: FURB136 - calling max() costs more
 
     def as_fields(self, duration: float) -> dict[str, Any]:
         """Return the fields of the request line: milliseconds and number of operations by kind, and the self time."""
