@@ -52,10 +52,9 @@ async def test_a_stall_is_led_back_to_its_line() -> None:
     block()
     await asyncio.sleep(0.1)
     monitor.stop()
-    (blocked,) = [each for each in found if each.seconds > STALL / 2]
+    (blocked,) = [each for each in found if each.location is not None and each.location.function == "block"]
     assert blocked.location is not None
     assert blocked.location.file.endswith("test_loop_monitor.py")
-    assert blocked.location.function == "block"
     assert (blocked.record, blocked.in_progress) == (None, 7)
 
 
@@ -74,9 +73,9 @@ def test_a_loop_that_does_not_run_is_not_blocked() -> None:
         runner.run(run(0))
         block()
         runner.run(run(0))
-        assert [each for each in found if each.seconds > STALL / 2] == []
+        assert [each for each in found if each.seconds > STALL - 2 * BEAT_INTERVAL] == []
         runner.run(run(STALL))
-        assert len([each for each in found if each.seconds > STALL / 2]) == 1
+        assert [each for each in found if each.seconds > STALL - 2 * BEAT_INTERVAL]
         monitor.stop()
 
 
@@ -87,10 +86,11 @@ async def test_without_a_thread_stalls_are_measured() -> None:
     with no_thread_starts():
         monitor.start(asyncio.get_running_loop())
         await asyncio.sleep(0.05)
-        block(0.2)
+        block()
         await asyncio.sleep(0.1)
         monitor.stop()
-    assert [each.location for each in found if each.seconds > 0.1] == [None]
+    assert max(each.seconds for each in found) > STALL - 2 * BEAT_INTERVAL
+    assert {each.location for each in found} == {None}  # a busy machine adds stalls of its own
 
 
 def test_a_blocking_path_operation_is_named(observed: Callable[..., Seen]) -> None:
