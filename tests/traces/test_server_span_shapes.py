@@ -72,9 +72,10 @@ def shapes(mode: str, ratio: float = 1.0) -> dict[str, Any]:
 def test_one_server_span_for_each_request(mode: str, kind: str, ratio: float) -> None:
     """Each request has one server span, whichever package makes it, sampled by its head and by its tail.
 
-    FastAPI's own span is made by its sampler's decision, so tail sampling has nothing to export.
+    FastAPI's own span is made by its sampler's decision, so tail sampling has nothing to export. A FastAPI without
+    telemetry, before 0.142, leaves the span to us.
     """
-    expected = 0 if (mode, ratio) == ("fastapi", 0.0) else 1
+    expected = 0 if (mode, ratio) == ("fastapi", 0.0) and hasattr(FastAPI(), "_telemetry") else 1
     assert len(shapes(mode, ratio)[kind]["server"]) == expected
 
 
