@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from injection import failing
 from opentelemetry import trace
+from sqlalchemy.pool import StaticPool
 
 from fastapi_observe.clients.database.client import Query
 from fastapi_observe.records.request import current_record
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     """Yield an engine on SQLite in memory."""
-    made = sqlalchemy.create_engine("sqlite://")
+    # One connection, which any thread may close.
+    made = sqlalchemy.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     yield made
     made.dispose()
 

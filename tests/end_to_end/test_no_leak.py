@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic import BaseModel
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
 from starlette.testclient import TestClient
 
 from fastapi_observe import install
@@ -180,7 +181,9 @@ def make_app() -> FastAPI:  # noqa: C901 - one endpoint for each place
 
 def add_statements(app: FastAPI) -> None:
     """Write values into SQL, by hand."""
-    engine = app.state.engine = create_engine("sqlite://")
+    # One connection, which any thread may close.
+    anywhere = {"check_same_thread": False}
+    engine = app.state.engine = create_engine("sqlite://", poolclass=StaticPool, connect_args=anywhere)
 
     def select(what: str) -> str:
         return f"SELECT {what}"
@@ -264,6 +267,7 @@ async def test_no_secret_is_reported(observed: Callable[..., Seen], capsys: pyte
     assert found == [], "\n".join(map(str, found))
     assert seen.observe.internal_errors.counts == {}
     await app.state.http.aclose()
+    app.state.engine.dispose()
 
 
 def around(shown: str, form: str) -> str:
