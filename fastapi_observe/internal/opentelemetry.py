@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Event, SpanLimits
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import Link
-    from opentelemetry.util.types import Attributes
+    from opentelemetry.util.types import Attributes, AttributeValue
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 
@@ -435,15 +435,39 @@ class RecordedSpan(Span):
         self._span_processor = factory.processor
         self._limits = factory.limits
         self._lock = threading.Lock()
-        self._bounded = BoundedAttributes(
-            factory.max_attributes, immutable=False, max_value_len=factory.max_attribute_length
-        )
-        self._bounded._dict = attributes
-        self._attributes = self._bounded
+        self._factory = factory
+        self._trusted = attributes
+        self._attributes = attributes
 
     def set_trusted_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes without checking them. They are short, few and of OpenTelemetry's types."""
-        self._bounded._dict.update(attributes)
+        self._trusted.update(attributes)
+
+    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """Set several attributes."""
+        self._limit_attributes()
+        super().set_attributes(attributes)
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        """Set one attribute."""
+        self._limit_attributes()
+        super().set_attribute(key, value)
+
+    def end(self, end_time: int | None = None) -> None:
+        """End the span as the SDK does."""
+        self._limit_attributes()
+        super().end(end_time)
+
+    def _limit_attributes(self) -> None:
+        """Put the attributes into those of the SDK, which check each new one. Most spans have trusted ones only."""
+        factory = self._factory
+        with self._lock:
+            if self._attributes is self._trusted:
+                limited = BoundedAttributes(
+                    factory.max_attributes, immutable=False, max_value_len=factory.max_attribute_length
+                )
+                limited._dict = self._trusted
+                self._attributes = limited
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         """Add an event. The list of events is made when it is first needed."""
@@ -460,7 +484,7 @@ class RecordedSpan(Span):
     def end_operation(self, name: str, attributes: Mapping[str, Any], duration: float) -> None:
         """End the span of an operation that lasted `duration` seconds, with attributes as in the method above."""
         if self._end_time is None:
-            self._bounded._dict.update(attributes)
+            self._trusted.update(attributes)
             # Measured with the monotonic clock: the wall clock may have been set in between.
             self.finish(name, (self._start_time or 0) + int(duration * 1e9))
 
@@ -471,7 +495,8 @@ class RecordedSpan(Span):
         with self._lock:
             self._name = name
             self._end_time = end_time
-            self._bounded._immutable = True
+            if self._attributes is not self._trusted:
+                self._attributes._immutable = True  # type: ignore[union-attr]
         if _HAS_ON_ENDING:
             self._span_processor._on_ending(self)
         self._span_processor.on_end(self)
@@ -483,6 +508,7 @@ def is_sdk_compatible(factory: SpanFactory) -> bool:
         span: RecordedSpan = object.__new__(RecordedSpan)
         span.set_up(factory, "GET", trace.INVALID_SPAN_CONTEXT, None, {"a": 1}, 1, SpanKind.SERVER)
         span._span_processor = type(factory.processor)()
+        trusted = dict(span.attributes or {})
         span.set_attribute("b", 2)
         span.set_trusted_attributes({"c": 3})
         span.set_status(StatusCode.ERROR)
@@ -496,7 +522,7 @@ def is_sdk_compatible(factory: SpanFactory) -> bool:
         expected = SpanContext(1, child.span_id, is_remote=False, trace_flags=FLAGS[1], trace_state=parent.trace_state)
     except Exception:  # noqa: BLE001 - a later SDK may do anything
         return False
-    if not child == local == expected or child.span_id == parent.span_id:
+    if not child == local == expected or child.span_id == parent.span_id or trusted != {"a": 1}:
         return False
     return dict(span.attributes or {}) == {"a": 1, "b": 2, "c": 3} and bool(span.events) and not span.is_recording()
 
@@ -510,8 +536,9 @@ def replace_attributes(resource: Resource, new: Resource) -> Resource:
 def span_contents(span: ReadableSpan) -> tuple[Mapping[str, Any], Sequence[Event], Sequence[Link]]:
     """Return attributes, events and links of an ended span without the copies that the public properties make."""
     try:
-        return span._attributes._dict, span._events, span._links  # type: ignore[union-attr]
-    except AttributeError:  # no attributes, a plain dict as given to a `ReadableSpan`, or names that are gone
+        attributes: Any = span._attributes
+        return (attributes if type(attributes) is dict else attributes._dict), span._events, span._links
+    except AttributeError:  # no attributes, or names that are gone
         return span.attributes or {}, span.events, span.links
 
 

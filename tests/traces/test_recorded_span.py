@@ -156,6 +156,23 @@ def test_finish_ends_once(observed: Callable[..., Seen]) -> None:
     assert [(each.name, each.end_time, dict(each.attributes or {})) for each in seen.spans] == [("GET /a", 2, {})]
 
 
+def test_attributes_of_the_app_are_limited(observed: Callable[..., Seen]) -> None:
+    """The limits hold for the attributes that the app sets, however the span began, and none is set after its end."""
+    seen = observed(Starlette())
+    factory = seen.observe.tracing._factory
+    assert factory is not None
+    factory.max_attributes, factory.max_attribute_length = 2, 4
+    span = factory.start("GET", ELSEWHERE, None, Context(), {"trusted": 1}, 1)
+    span.set_attribute("tenant", "a long name")
+    span.set_attributes({"step": 1})
+    span.set_trusted_attributes({"late": "of any length"})
+    assert dict(span.attributes or {}) == {"tenant": "a lo", "step": 1, "late": "of any length"}
+    assert span.dropped_attributes == 1
+    span.finish("GET /a", 2)
+    span.set_attribute("after", 1)
+    assert "after" not in (seen.spans[0].attributes or {})
+
+
 def test_a_context_with_an_open_server_span_is_not_stale(observed: Callable[..., Seen]) -> None:
     """The context of a request that has ended is in use as long as a server span in it is recording."""
     seen = observed(Starlette())
