@@ -295,7 +295,7 @@ def test_a_collector_that_raises_is_skipped() -> None:
         push.pause()
         push.push()
         push.close()
-        (body,) = collector.bodies
+        (body,) = set(collector.bodies)  # a busy machine may send one twice, after a timeout
     assert internal_errors.counts == {"metrics.push": 2}
     scopes = ExportMetricsServiceRequest.FromString(body).resource_metrics[0].scope_metrics
     assert [metric.name for metric in scopes[0].metrics] == ["orders", "more"]
