@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
 from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
@@ -247,9 +248,10 @@ class ObserveSettings(SourcedSettings):
         "Additional regular expressions. Every match in a recorded string is redacted.",
         accepts="regular expressions, separated by commas",
     )
-    redact: Any = option(
+    redact: Callable[[str], str] | None = option(
         None,
         "Function called with each recorded string after all other redaction. Returns the string to record.",
+        accepts="a function, in code only; for regular expressions use redact_patterns",
         code_only=True,
     )
 

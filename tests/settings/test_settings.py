@@ -344,6 +344,8 @@ def test_an_invalid_argument_is_named() -> None:
         ("slo_options", 7),
         ("trust_incoming", 7),
         ("environment", None),
+        ("redact", ["pattern"]),
+        ("redact", 5),
     )
     for name, value in values:
         (line,) = problems(**{name: value})
