@@ -124,6 +124,16 @@ def test_names_of_the_user_apply_everywhere() -> None:
     assert redactor.header("X-Tenant-Name", "acme") == "REDACTED"
 
 
+def test_a_code_in_a_route_is_secret_only_if_the_user_says_so() -> None:
+    """`/status/{code}` has an ordinary parameter, `/reset/{reset_code}` a secret one; `redact_names` adds names."""
+    for extra, name, shown in (
+        ((), "code", "/reset/k7"),
+        (("code",), "code", "/reset/REDACTED"),
+        ((), "reset_code", "/reset/REDACTED"),
+    ):
+        assert Redactor(names=extra).route_path("/reset/k7", f"/reset/{{{name}}}") == shown
+
+
 def test_remembered_names_are_bounded() -> None:
     """The number of remembered names is bounded, and long names are not remembered."""
     names = SecretNames()
