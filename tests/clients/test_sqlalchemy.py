@@ -23,9 +23,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from tools import needs_package
 
-from fastapi_observe.clients.database.client import MAX_PREPARED_QUERIES
 from fastapi_observe.clients.database.sqlalchemy import OBSERVED_ATTRIBUTE, instrument_engine
-from fastapi_observe.clients.database.statements import MAX_STATEMENT_LENGTH, transaction_event
+from fastapi_observe.clients.database.statements import transaction_event
 from fastapi_observe.records.operation import CURRENT_OPERATION
 
 if TYPE_CHECKING:
@@ -1035,19 +1034,3 @@ def test_a_cursor_that_does_not_count(seen: Seen) -> None:
     dialect.do_execute_no_params(Cursor(), "SELECT 1")  # type: ignore[arg-type]
     assert len(seen.spans) == 2
     assert seen.observe.internal_errors.counts == {"sqlalchemy": 2}
-
-
-def test_remembered_statements_are_bounded(make: Callable[..., sa.Engine], seen: Seen) -> None:
-    """An engine remembers a limited number of queries, no long one, and no transaction command, which is counted."""
-    engine = make("pysqlite")
-    remembered = vars(engine)[OBSERVED_ATTRIBUTE]._queries
-    with engine.connect() as connection:
-        for number in range(MAX_PREPARED_QUERIES + 1):
-            connection.exec_driver_sql(f"SELECT {number}")
-        before = set(remembered)
-        assert before == {f"SELECT {MAX_PREPARED_QUERIES}"}
-        connection.exec_driver_sql("SELECT 1 -- " + "x" * MAX_STATEMENT_LENGTH)
-        for _ in range(2):
-            connection.exec_driver_sql("SAVEPOINT inner")
-        assert remembered == before
-    assert seen.sample("db_connection_events_total", pool="shop", event="savepoint") == 2

@@ -29,9 +29,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import QueuePool
 
-from fastapi_observe.clients.database.client import MAX_PREPARED_QUERIES
 from fastapi_observe.clients.database.observers import ObserverSet
-from fastapi_observe.clients.database.statements import MAX_STATEMENT_LENGTH, transaction_event
+from fastapi_observe.clients.database.statements import transaction_event
 from fastapi_observe.internal.sqlalchemy import (
     INSERTMANYVALUES_METHOD,
     base_engine,
@@ -137,7 +136,6 @@ class ObservedEngine(ObserverSet):
         self._engine = engine
         self._undo_dialect: list[Callable[[], None]] = []
         self._undo_pool: tuple[Callable[[], None], ...] = ()
-        self._queries: set[str] = set()  # statements that are known to be no transaction commands
         self.system = SYSTEMS.get(engine.dialect.name, "other_sql")
 
     def install(self) -> None:
@@ -217,7 +215,9 @@ class ObservedEngine(ObserverSet):
                 return _Step(whole)
             if is_new_connection(context):
                 return None
-            if statement not in self._queries and not self._is_query(statement, observer):
+            if (event := transaction_event(statement)) is not None:
+                if event != "begin":  # counted already: SQLAlchemy begins a transaction before any statement
+                    observer.record_connection_event(event)
                 return None
             sets = None if batch is None else len(batch)
             query = observer.db.start_statement(statement, self.system, sets, observer.attributes)
@@ -229,19 +229,6 @@ class ObservedEngine(ObserverSet):
             observer.internal_errors("sqlalchemy", exc)
             return None
         return query
-
-    def _is_query(self, statement: str, observer: PoolObserver) -> bool:
-        """Return whether a statement is a query. A transaction command is counted."""
-        event = transaction_event(statement)
-        if event is not None:
-            if event != "begin":  # counted already: SQLAlchemy begins a transaction before any statement
-                observer.record_connection_event(event)
-            return False
-        if len(statement) <= MAX_STATEMENT_LENGTH:  # a long statement is not held in memory
-            if len(self._queries) >= MAX_PREPARED_QUERIES:
-                self._queries.clear()
-            self._queries.add(statement)
-        return True
 
     def _end(self, query: Query | _Step, cursor: Any, exc: BaseException | None) -> None:
         """End a query."""
