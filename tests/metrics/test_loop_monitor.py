@@ -75,7 +75,7 @@ def test_a_loop_that_does_not_run_is_not_blocked() -> None:
         runner.run(run(0))
         assert [each for each in found if each.seconds > STALL - 2 * BEAT_INTERVAL] == []
         runner.run(run(STALL))
-        assert [each for each in found if each.seconds > STALL - 2 * BEAT_INTERVAL]
+        assert len([each for each in found if each.seconds > STALL - 2 * BEAT_INTERVAL]) == 1
         monitor.stop()
 
 
@@ -89,8 +89,7 @@ async def test_without_a_thread_stalls_are_measured() -> None:
         block()
         await asyncio.sleep(0.1)
         monitor.stop()
-    assert max(each.seconds for each in found) > STALL - 2 * BEAT_INTERVAL
-    assert {each.location for each in found} == {None}  # a busy machine adds stalls of its own
+    assert [each.location for each in found if each.seconds > STALL - 2 * BEAT_INTERVAL] == [None]
 
 
 def test_a_blocking_path_operation_is_named(observed: Callable[..., Seen]) -> None:
