@@ -172,8 +172,9 @@ def _inprocess(found: dict[str, Any]) -> Iterator[str]:
     for app, parts in found["routes"].items():
         same, last = parts["same position"], parts["last route"]
         yield (
-            f"Added cost of {app}, 1,000 routes against 10: {number(same['ratio'])} ({spread(same)}) on the same "
-            f"route; {number(last['ratio'])} ({spread(last)}) on the last-registered of 1,000."
+            f"The time that {app} adds to a request of an app with 1,000 routes, divided by that with 10 routes: "
+            f"{number(same['ratio'])} ({spread(same)}) for a route at the same position, {number(last['ratio'])} "
+            f"({spread(last)}) for the route that was registered last."
         )
 
 

@@ -177,7 +177,7 @@ class PendingTrace:
         self._bytes = 0
 
     def add(self, span: PendingSpan, operation: Operation | None = None) -> None:
-        """Take a span that has ended, or that of an operation, which ends it, and describes it if it is exported."""
+        """Take a span that has ended. With `operation`, end it first; the operation describes it if it is exported."""
         if operation is not None:
             if span.end_time is not None:
                 return
@@ -241,8 +241,8 @@ class PendingSpan(trace.Span, ReadableSpan):
     parent_span: PendingSpan
     factory: SpanFactory
     start_context: Context
-    # They replace the properties of the SDK's span. `kind` is always set: over the object of an enum, Python 3.11 would
-    # do so at several times the cost.
+    # They replace the properties of the SDK's span. Each span sets its own `kind`: were the default of the class an
+    # enum member, Python 3.11 would take several times as long to set it.
     name: str = ""
     kind: SpanKind = None  # type: ignore[assignment]
     start_time: int = 0
