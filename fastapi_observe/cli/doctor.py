@@ -91,6 +91,7 @@ def _check(args: argparse.Namespace) -> list[Check]:
     if args.app is not None:
         observability = get_observability_of(load_app(args.app), args.app)
         settings = observability.settings
+        observability.logs.attach()  # what is found is what the app has after its start
         groups.append(partial(check_app, observability))
     else:
         settings = ObserveSettings()

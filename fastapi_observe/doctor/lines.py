@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.doctor.check import Check, set_by
+from fastapi_observe.logs.handlers import SERVER_LOGGERS
 from fastapi_observe.records.signal import SIGNAL_BITS
 from fastapi_observe.requests.exclusion import RequestFilter
 
@@ -35,25 +36,38 @@ def check_lines(settings: ObserveSettings) -> Iterator[Check]:
     elif logging.root.manager.disable:
         text = f"logging.disable() drops records up to level {logging.getLevelName(logging.root.manager.disable)}"
         found.append((text, "call logging.disable(logging.NOTSET)"))
-    if settings.capture_logging and (names := _disabled_loggers()):
-        text = f"loggers are disabled, so their records have no line: {_first(names)}"
-        found.append((text, "set disable_existing_loggers to False in logging.config.dictConfig or fileConfig"))
     for text, step in found:
         yield Check("lines", "look", text, step)
 
 
 def check_loggers(observability: Observability) -> Iterator[Check]:
-    """Name the loggers whose records have no line, or only from a level of their own on."""
+    """Name the loggers whose records have no line, or only from a level of their own on. The user's own come first."""
     settings = observability.settings
     if not (settings.logs and settings.capture_logging):
         return
-    if names := observability.logs.detached_loggers():
+    if names := _sort_loggers(observability, _disabled_loggers()):
+        text = f"loggers are disabled, so their records have no line: {_first(names)}"
+        step = "set disable_existing_loggers to False in logging.config.dictConfig or fileConfig"
+        yield Check("lines", "look", text, step)
+    if names := _sort_loggers(observability, observability.logs.detached_loggers()):
         text = f"loggers do not propagate, so their records have no line: {_first(names)}"
         yield Check("lines", "look", text, "remove propagate=False, unless their own handlers are enough")
     if source := set_by(settings, "quiet_loggers"):
         yield Check("lines", "ok", f"records below warn are dropped of {_first([*settings.quiet_loggers])}{source}")
-    if strict := observability.logs.strict_loggers():
+    if strict := _sort_loggers(observability, observability.logs.strict_loggers()):
         yield Check("lines", "ok", f"loggers have a level of their own above log_level: {_first(strict)}")
+
+
+def _sort_loggers(observability: Observability, names: list[str]) -> list[str]:
+    """Return loggers in their order, those of the user's code first. Some of the others were created by us."""
+    created = {*SERVER_LOGGERS, *observability.settings.quiet_loggers}
+    is_own = observability.own_code.includes_module
+
+    def is_of_library(text: str) -> bool:
+        name = text.partition(" ")[0]  # a level may follow
+        return name in created or not is_own(name)
+
+    return sorted(names, key=is_of_library)
 
 
 def _disabled_loggers() -> list[str]:
@@ -88,4 +102,5 @@ def check_exclusions(observability: Observability) -> Iterator[Check]:
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:MAX_NAMES_PER_CHECK]) + (", ..." if len(names) > MAX_NAMES_PER_CHECK else "")
+    more = len(names) - MAX_NAMES_PER_CHECK
+    return ", ".join(names[:MAX_NAMES_PER_CHECK]) + (f" and {more} more" if more > 0 else "")

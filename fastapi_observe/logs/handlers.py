@@ -93,13 +93,16 @@ def describe_console_handlers(
             kind = type(handler).__name__
             if handler.formatter is not None and type(handler.formatter) is not logging.Formatter:
                 kind += f" with {type(handler.formatter).__name__}"
+            replaced = "fastapi-observe replaces only handlers with a plain logging.Formatter"
+            if is_plain(handler):
+                replaced = "fastapi-observe replaces those that are there when the app starts"
             if is_captured(logger):
                 effect = "each of its records is on the console twice, once as a JSON line. Remove the handler"
             else:
                 effect = "its records are not JSON lines. Remove the handler and let the logger propagate"
             warnings[logger.name, kind] = (
                 f"The handler {kind} of the logger {logger.name!r} {writes}{effect} "
-                "(fastapi-observe replaces only handlers with a plain logging.Formatter), or set capture_logging=False."
+                f"({replaced}), or set capture_logging=False."
             )
     return warnings
 

@@ -167,6 +167,10 @@ class LogService:
         """Capture the records of loguru, `logging` and the server."""
         _CAPTURE.open(self)
 
+    def attach(self) -> None:
+        """Capture what was configured after `install`, as the start of the app does."""
+        _CAPTURE.update_level()
+
     def close(self) -> None:
         """Write all queued lines and restore loguru and `logging`. The last service ends the writer's thread."""
         _CAPTURE.close(self)

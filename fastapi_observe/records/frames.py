@@ -6,6 +6,7 @@ import linecache
 import os
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -67,6 +68,20 @@ class OwnCode:
             if len(self._known) < MAX_KNOWN_FILES:
                 self._known[name] = known
         return known
+
+    def includes_module(self, name: str) -> bool:
+        """Return whether a module, or a logger of that name, is the user's: also if there is no such module."""
+        top = name.partition(".")[0]
+        if top in sys.stdlib_module_names:
+            return False
+        try:
+            spec = getattr(sys.modules.get(top), "__spec__", None) or find_spec(top)
+        except (ImportError, ValueError):  # such as __main__
+            spec = None
+        if spec is None:
+            return True
+        places = [spec.origin] if spec.origin else [*(spec.submodule_search_locations or ())]  # a namespace package
+        return any(self.includes(place) for place in places)
 
     def _is_own(self, name: str) -> bool:
         if name.startswith("<"):

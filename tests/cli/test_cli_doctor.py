@@ -214,6 +214,16 @@ def test_what_is_there_twice(checked: Callable[..., dict[str, Check]]) -> None:
     finally:
         logger.removeHandler(handler)
     assert "'shop.orders' writes to the console itself" in check.found
+    assert "(fastapi-observe replaces only handlers with a plain logging.Formatter)" in check.found
+    handler.setFormatter(None)
+    app = FastAPI(title="shop")
+    install(app)
+    logger.addHandler(handler)  # in a request, say
+    try:
+        check = by_subject([*check_app(app.state.observe)])["duplicates"]
+    finally:
+        logger.removeHandler(handler)
+    assert "(fastapi-observe replaces those that are there when the app starts)" in check.found
     assert check.step == f"see {documentation_url('how-to/logging')}"
     assert checked(capture_logging=False)["duplicates"].verdict == "ok"
 
@@ -400,7 +410,7 @@ def test_an_env_file_that_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_why_lines_are_missing() -> None:
-    """A level, an option, `logging.disable` and disabled loggers are named."""
+    """A level, an option and `logging.disable` are named."""
     assert not [*check_lines(ObserveSettings())]
     assert not [*check_lines(ObserveSettings(logs=False, log_requests=False))]
     for options, found in (
@@ -410,18 +420,40 @@ def test_why_lines_are_missing() -> None:
     ):
         (check,) = check_lines(ObserveSettings(**options))
         assert (check.verdict, check.found.startswith(found)) == ("look", True), check
-    logger = logging.getLogger("shop.orders")
-    logger.disabled = True
     logging.disable(logging.INFO)
     try:
-        checks = [*check_lines(ObserveSettings())]
+        (check,) = check_lines(ObserveSettings())
     finally:
-        logger.disabled = False
         logging.disable(logging.NOTSET)
-    assert [check.found for check in checks] == [
-        "logging.disable() drops records up to level INFO",
-        "loggers are disabled, so their records have no line: shop.orders",
-    ]
+    assert check.found == "logging.disable() drops records up to level INFO"
+
+
+def test_disabled_loggers(checked: Callable[..., dict[str, Check]]) -> None:
+    """Those of the user's code are named first, then those of libraries and those that servers have."""
+    names = ["_granian", "asyncio", "httpx", "pydantic.main", "fastapi_observe.demo", "test_cli_doctor", "zeta.shop"]
+    before = {name: logging.getLogger(name).disabled for name in names}
+    for name in names:
+        logging.getLogger(name).disabled = True
+    try:
+        check = checked()["lines"]
+        assert "lines" not in {each.subject for each in check_lines(ObserveSettings())}
+    finally:
+        for name, disabled in before.items():
+            logging.getLogger(name).disabled = disabled
+    found = "loggers are disabled, so their records have no line: test_cli_doctor, zeta.shop, _granian, asyncio, "
+    assert (check.verdict, check.found) == ("look", f"{found}fastapi_observe.demo and 2 more")
+
+
+def test_a_handler_that_is_replaced_at_the_start(tmp_path: Path) -> None:
+    """A plain console handler that was added after `install` is on no line twice; one with a format of its own is."""
+    for name, make, verdict in (
+        ("plain", "logging.StreamHandler()", "ok"),
+        ("own", "logging.StreamHandler()\nhandler.setFormatter(type('Own', (logging.Formatter,), {})())", "look"),
+    ):
+        added = f"import logging\nhandler = {make}\nlogging.getLogger('shop').addHandler(handler)\n"
+        (tmp_path / f"{name}.py").write_text(MODULE + added, encoding="utf-8")
+        checks = by_subject([Check(**each) for each in json.loads(doctor(tmp_path, f"{name}:app", "--json").stdout)])
+        assert checks["duplicates"].verdict == verdict
 
 
 def test_loggers_without_lines(checked: Callable[..., dict[str, Check]]) -> None:
