@@ -45,7 +45,7 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     Call it where the app is created, before or after routes, middleware and exception handlers are added. `overrides`
     are fields of `ObserveSettings`. The result is also `app.state.observe`; its `close()` uninstalls.
 
-    Raises `SettingsError` (a `ValueError`) for invalid settings, `TypeError` if `app` or an engine has the wrong type,
+    Raises `SettingsError` (a `ValueError`) for invalid settings, `TypeError` if `app` is not such an app,
     `RuntimeError` for a second `install`, and after the first request unless the app was installed and closed before.
     """
     if not isinstance(app, Starlette):
@@ -102,7 +102,7 @@ def install_worker(settings: ObserveSettings | None = None, **overrides: Unpack[
     `ObserveSettings`. Metrics are served on `metrics_port` or exported with `otlp_metrics`. Everything is flushed when
     the process ends. Returns what `install` returns; its `close()` uninstalls.
 
-    Raises `SettingsError` (a `ValueError`) for invalid settings, `TypeError` if an engine has the wrong type.
+    Raises `SettingsError` (a `ValueError`) for invalid settings.
     """
     loaded = ObserveSettings.load(settings, **overrides)
     observability = Observability(Starlette(), loaded)

@@ -144,7 +144,7 @@ def test_close_uninstalls() -> None:
     with pytest.raises(RuntimeError, match="not installed"):
         get_observability()
     wrong: Any = object()
-    with pytest.raises(TypeError):
+    with pytest.raises(SettingsError, match="engines"):
         install_worker(engines=[wrong])
     with pytest.raises(SettingsError, match="sample_ratio"):
         install_worker(sample_ratio=3)

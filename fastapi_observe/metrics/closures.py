@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from fastapi_observe.records.request import RequestRecord
-
-
-def check_functions(functions: Sequence[Any]) -> tuple[Callable[[Any], None], ...]:
-    """Return the functions without None, which the instrumentator's factories return for a metric that already exists.
-
-    Raises ValueError for a coroutine function.
-    """
-    for function in functions:
-        if iscoroutinefunction(function):
-            raise ValueError(
-                f"instrumentator_functions: {function!r} is a coroutine function; metrics of a request are recorded "
-                "synchronously, so pass a plain function"
-            )
-    return tuple(function for function in functions if function is not None)
 
 
 def make_info(record: RequestRecord) -> Any:

@@ -17,7 +17,7 @@ from fastapi_observe.formats.metric_names import (
 )
 from fastapi_observe.metrics.budget import LimitsCollector, SeriesLimiter
 from fastapi_observe.metrics.catalogue import BusinessMetrics, MetricFactory
-from fastapi_observe.metrics.closures import check_functions, make_info
+from fastapi_observe.metrics.closures import make_info
 from fastapi_observe.metrics.exposition import HiddenFamilyWarning, InternalCollector, prefers_openmetrics, render
 from fastapi_observe.metrics.operations import OperationMetrics
 from fastapi_observe.metrics.scrapes import ScrapeRenderer
@@ -87,7 +87,7 @@ class MetricsService:
     def __init__(
         self, settings: ObserveSettings, internal_errors: InternalErrors, redact: Callable[[str], str] = str
     ) -> None:
-        self.registry: CollectorRegistry = settings.registry or CollectorRegistry()
+        self.registry: CollectorRegistry = CollectorRegistry() if settings.registry is None else settings.registry
         self._registry_is_users = settings.registry is not None
         include_default = settings.include_default_registry and self.registry is not REGISTRY
         self._internal_errors = internal_errors
@@ -103,7 +103,8 @@ class MetricsService:
         self._exemplars = settings.exemplars
         self._repeat_limit = settings.repeated_query_threshold
         self._sizes = settings.size_histograms
-        self._functions = check_functions(settings.instrumentator_functions)
+        # The instrumentator's factories return None for a metric that already exists.
+        self._functions = tuple(each for each in settings.instrumentator_functions if each is not None)
         self._lock = self._limiter.lock
         self._jobs: tuple[Counter, Histogram] | None = None
         self._jobs_taken = False

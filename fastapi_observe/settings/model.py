@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
 from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from fastapi_observe.settings.base import SourcedSettings
 from fastapi_observe.settings.development import is_development, is_reloaded
+from fastapi_observe.settings.objects import (  # noqa: TC001 - pydantic reads the annotations
+    Dependency,
+    Engines,
+    Function,
+    Provider,
+    Registry,
+    SpanProcessors,
+)
 from fastapi_observe.settings.opentelemetry import (
     describe_ignored,
     describe_left_out,
@@ -166,13 +173,19 @@ class ObserveSettings(SourcedSettings):
     otlp_allow_plaintext_credentials: bool = option(
         False, "Allow `otlp_headers` and passwords to be sent to a public host over plain http."
     )
-    span_processors: tuple[Any, ...] = option(
-        (), "Additional OpenTelemetry span processors.", code_only=True, subject="Spans"
+    span_processors: SpanProcessors = option(
+        (),
+        "Additional OpenTelemetry span processors.",
+        code_only=True,
+        accepts="a list of span processors such as `BatchSpanProcessor(exporter)`: objects with `on_start`, `on_end`, "
+        "`force_flush` and `shutdown`, in code only",
+        subject="Spans",
     )
-    tracer_provider: Any = option(
+    tracer_provider: Provider = option(
         None,
         "OpenTelemetry tracer provider. None: the global one if it is set, else a new one.",
         code_only=True,
+        accepts="a tracer provider such as `TracerProvider()`: an object with `get_tracer`; or None, in code only",
     )
     server_span: Literal["observe", "contrib", "fastapi"] = option(
         "observe",
@@ -185,6 +198,7 @@ class ObserveSettings(SourcedSettings):
         'Arguments of contrib\'s `OpenTelemetryMiddleware`, with `server_span="contrib"`: hooks, captured headers, '
         "`exclude_spans` and others.",
         code_only=True,
+        accepts="a dict of arguments by name, in code only",
     )
     response_trace_header: bool = option(True, "Send `traceresponse` (W3C) with the responses of sampled requests.")
     capture_request_headers: HeaderNames = option(
@@ -248,10 +262,10 @@ class ObserveSettings(SourcedSettings):
         "Additional regular expressions. Every match in a recorded string is redacted.",
         accepts="regular expressions, separated by commas",
     )
-    redact: Callable[[str], str] | None = option(
+    redact: Function = option(
         None,
         "Function called with each recorded string after all other redaction. Returns the string to record.",
-        accepts="a function, in code only; for regular expressions use redact_patterns",
+        accepts="a function that is not async, or None, in code only; for regular expressions use redact_patterns",
         code_only=True,
     )
 
@@ -267,8 +281,11 @@ class ObserveSettings(SourcedSettings):
         "Bearer token required by `metrics_path`. Replaces `metrics_access`.",
         accepts="at least 8 visible ASCII characters, or None",
     )
-    metrics_dependency: Any = option(
-        None, "FastAPI dependency that protects `metrics_path`. Replaces `metrics_access`.", code_only=True
+    metrics_dependency: Dependency = option(
+        None,
+        "FastAPI dependency that protects `metrics_path`. Replaces `metrics_access`.",
+        code_only=True,
+        accepts="a dependency such as `Depends(check)`, its function, or None, in code only",
     )
     metrics_port: int | None = option(
         None,
@@ -278,7 +295,13 @@ class ObserveSettings(SourcedSettings):
         le=65_535,
     )
     metrics_host: str = option("127.0.0.1", "Address that `metrics_port` is bound to.", min_length=1)
-    registry: Any = option(None, "Prometheus registry that receives the metrics. None: a new registry.", code_only=True)
+    registry: Registry = option(
+        None,
+        "Prometheus registry that receives the metrics. None: a new registry.",
+        code_only=True,
+        accepts="a registry such as `CollectorRegistry()`: an object with `register`, `unregister` and `collect`; or "
+        "None, in code only",
+    )
     include_default_registry: bool = option(True, "Serve the metrics of prometheus_client's default registry too.")
     multiprocess: Literal["auto", "off"] = option(
         "auto", "auto: each scrape shows the sum of all worker processes of a server; off: one worker process."
@@ -327,8 +350,11 @@ class ObserveSettings(SourcedSettings):
         accepts="a mapping of label names; in a variable name=value,name2=value2",
     )
     disk_paths: StringList = option(("/",), "Paths whose file systems `disk_usage_bytes` reports.")
-    instrumentator_functions: tuple[Any, ...] = option(
-        (), "Functions of prometheus-fastapi-instrumentator, called with `Info` for each request.", code_only=True
+    instrumentator_functions: tuple[Function, ...] = option(
+        (),
+        "Functions of prometheus-fastapi-instrumentator, called with `Info` for each request.",
+        code_only=True,
+        accepts="a list of functions that are not async, in code only",
     )
 
     logs: bool = option(True, "Write log lines.", subject="Log lines")
@@ -381,8 +407,13 @@ class ObserveSettings(SourcedSettings):
     )
     log_compression: Literal["gz"] | None = option("gz", "Compression of rotated files.")
 
-    engines: tuple[Any, ...] = option(
-        (), "SQLAlchemy engines to instrument, sync or async.", code_only=True, subject="Databases and other services"
+    engines: Engines = option(
+        (),
+        "SQLAlchemy engines to instrument, sync or async.",
+        code_only=True,
+        accepts="a list of engines made by `create_engine(...)` or `create_async_engine(...)` (of a session: "
+        "`session.get_bind()`), in code only",
+        subject="Databases and other services",
     )
     slow_query_threshold: float = option(
         0.5, "Log a warning for each database query that takes longer than this, in seconds.", gt=0

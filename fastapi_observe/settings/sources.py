@@ -135,8 +135,10 @@ def read_environment(env_file: str | None) -> dict[str, str]:
             values = dotenv_values(stream=file)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        variable = variable_name("env_file")
+        step = f"unset {variable}" if os.environ.get(variable) == env_file else "leave it out"
         raise SettingsError(
-            [f"env_file: cannot read {_shorten('env_file', env_file)}: {reason}; correct the path, or leave it out"]
+            [f"env_file: cannot read {_shorten('env_file', env_file)}: {reason}; correct the path, or {step}"]
         ) from None
     return {name: value for name, value in values.items() if value is not None} | os.environ
 
@@ -246,8 +248,6 @@ def describe_accepted(field: FieldInfo) -> str:
     metadata, kind = option_metadata(field), field.annotation
     if metadata.accepts:
         return metadata.accepts
-    if metadata.code_only:
-        return "an object, in code only" if kind is Any else "a list of objects, in code only"
     kinds = (kind, *get_args(kind))
     choices = [str(choice) for each in kinds if get_origin(each) is Literal for choice in get_args(each)]
     if choices:
@@ -299,6 +299,12 @@ def _mask_pairs(text: str) -> str:
 def check_combinations(values: Any) -> None:
     """Raise `SettingsError` for options that exclude each other: one of them would be ignored silently."""
     problems = []
+    provider = values.tracer_provider
+    if values.tracing and values.span_processors and not (provider is None or hasattr(provider, "add_span_processor")):
+        problems.append(
+            "span_processors need a tracer_provider with add_span_processor; leave out span_processors, and pass the "
+            "spans to them in that provider"
+        )
     if values.metrics_dependency is not None:
         if values.metrics_port is not None:
             problems.append("metrics_dependency cannot protect metrics_port; use metrics_token with metrics_port")
@@ -327,7 +333,8 @@ def describe_error(settings_cls: type[BaseSettings], name: str, value: Any, item
     if name in RENAMED_OPTIONS:
         return _describe_rename(name, fields[RENAMED_OPTIONS[name]], None if in_code else given.source)
     if name in REMOVED_OPTIONS:
-        return f"{name if in_code else given.source}: this option was removed: {REMOVED_OPTIONS[name]}; leave it out"
+        step = "leave it out" if in_code else "unset it"
+        return f"{name if in_code else given.source}: this option was removed: {REMOVED_OPTIONS[name]}; {step}"
     if name not in fields:
         near = [each if in_code else variable_name(each) for each in difflib.get_close_matches(name, fields, n=1)]
         step = f"did you mean {near[0]!r}?" if near else "run `python -m fastapi_observe settings` to list all options"
@@ -335,7 +342,9 @@ def describe_error(settings_cls: type[BaseSettings], name: str, value: Any, item
     invalid, expected = describe_value(name, fields[name], given, items)
     if in_code:
         return f"{name}: invalid value {invalid} (argument); expected {expected}"
-    return f"{name}: invalid value {invalid} (from {given.source}); expected {expected}; fix or unset {given.source}"
+    code_only = option_metadata(fields[name]).code_only
+    step = f"unset {given.source}, and pass {name} to install()" if code_only else f"fix or unset {given.source}"
+    return f"{name}: invalid value {invalid} (from {given.source}); expected {expected}; {step}"
 
 
 def describe_value(name: str, field: FieldInfo, given: SourcedValue, items: Sequence[Any] = ()) -> tuple[str, str]:
@@ -344,7 +353,7 @@ def describe_value(name: str, field: FieldInfo, given: SourcedValue, items: Sequ
     text = given.text if given.text is not None else given.value
     invalid = _mask_pairs(str(text)) if from_pairs else _shorten(name, text)
     if items and name not in SECRET:
-        invalid += f" (invalid: {', '.join(_shorten(name, item) for item in items[:3])})"
+        invalid += f" (invalid: {', '.join([*dict.fromkeys(_shorten(name, item) for item in items)][:3])})"
     if from_pairs and given.value is UNPARSABLE:
         return invalid, "name=value,name2=value2 (percent-encoded)"
     return invalid, _ACCEPTED.get((name, given.source)) or describe_accepted(field)
@@ -353,6 +362,7 @@ def describe_value(name: str, field: FieldInfo, given: SourcedValue, items: Sequ
 def _describe_rename(old: str, field: FieldInfo, variable: str | None) -> str:
     """Return the line about an option's former name, given as an argument or as an `OBSERVE_*` variable."""
     new = RENAMED_OPTIONS[old]
-    if variable is not None and not option_metadata(field).code_only:
-        return f"{variable}: this option is now {new}; set {variable_name(new)}"
-    return f"{variable or old}: this option is now {new}; pass {new} to install()"
+    if variable is None:
+        return f"{old}: this option is now {new}; pass {new} to install()"
+    step = f"pass {new} to install()" if option_metadata(field).code_only else f"set {variable_name(new)}"
+    return f"{variable}: this option is now {new}; unset it, and {step}"

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
 
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
+from fastapi_observe.settings.objects import is_function
 from fastapi_observe.settings.sources import OptionMetadata, pairs, split
 
 
@@ -72,7 +73,7 @@ def _sort_bounds(value: tuple[float, ...]) -> tuple[float, ...]:
 
 def _parse_peers(value: Any) -> Any:
     """Return a keyword, a function, or a tuple of networks that may include `private`."""
-    if callable(value):
+    if is_function(value):
         return value
     items = split(value)
     if not isinstance(items, tuple | list) or not items:
@@ -145,7 +146,7 @@ TailReasons = (
 def _parse_instruments(value: Any) -> Any:
     if isinstance(value, str):
         return value.lower() if value.lower() == "auto" else None if value.lower() == "none" else split(value)
-    return tuple(value) if isinstance(value, list) else value
+    return value
 
 
 Instruments = Annotated[Literal["auto"] | tuple[str, ...] | None, BeforeValidator(_parse_instruments)]
@@ -164,7 +165,8 @@ BucketBounds = Annotated[
     AfterValidator(_sort_bounds),
 ]
 PEERS_HELP: Final = (
-    "private, always, never, or networks such as 203.0.113.0/24, separated by commas; in code a function too"
+    "private, always, never, or networks such as 203.0.113.0/24, separated by commas; in code a function too, if it is "
+    "not async"
 )
 PeerPolicy = Annotated[Any, BeforeValidator(_parse_peers)]
 """Trusted peers: `private`, `always`, `never`, networks, or a function of the ASGI scope."""
@@ -232,7 +234,8 @@ def option(  # noqa: PLR0913 - each is one fact about an option
 
     A variable written `OTEL_X:key` is the pair `key` in the list that `OTEL_X` holds. `aliases` are further variables
     that rank between `OBSERVE_*` and `otel`. `accepts` describes the accepted values where the type does not suffice.
-    A `code_only` option has no variable. `subject` starts a subject: this option and those below it, up to the next.
+    A `code_only` option has no variable, and needs `accepts`. `subject` starts a subject: this option and those below
+    it, up to the next.
     """
     metadata = OptionMetadata(otel, aliases, accepts, code_only, subject)
     return Field(default, description=doc, json_schema_extra=cast("Any", {"option": metadata}), **limits)

@@ -36,7 +36,7 @@ def validate(
         try:
             return Validated(handler(values), values, ignored)
         except ValidationError as error:
-            invalid = _invalid_options(error)
+            invalid = _invalid_options(error, values)
             if not invalid:
                 # model_validate: __init__ has raised SettingsError already, or the value is not a mapping.
                 raise
@@ -54,13 +54,17 @@ def validate(
                 values[name] = other
 
 
-def _invalid_options(error: ValidationError) -> dict[str, list[Any]]:
-    """Return the options that pydantic rejected, in their order, each with its invalid items if it is a list."""
+def _invalid_options(error: ValidationError, values: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the options that pydantic rejected, in their order, each with its invalid items if it is a list.
+
+    For a union, pydantic reports the whole value once for each of its types.
+    """
     invalid: dict[str, list[Any]] = {}
     for detail in error.errors():
         if not detail["loc"]:
             return {}
-        items = invalid.setdefault(str(detail["loc"][0]), [])
-        if len(detail["loc"]) > 1:
+        name = str(detail["loc"][0])
+        items = invalid.setdefault(name, [])
+        if len(detail["loc"]) > 1 and detail["input"] is not sourced(values[name]).value:
             items.append(detail["input"])
     return invalid

@@ -63,6 +63,8 @@ class GuardedProcessor(SpanProcessor):
         self._inner = inner
         self._internal_errors = internal_errors
         self._is_shut_down = False
+        # A processor that is not derived from the SDK's class may lack this method, which is not public yet.
+        self._takes_ending = hasattr(inner, "_on_ending")
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Pass on the start of a span."""
@@ -74,7 +76,7 @@ class GuardedProcessor(SpanProcessor):
 
     def _on_ending(self, span: Span) -> None:
         """Pass on that a span is about to end: OpenTelemetry's `OnEnding`, which has no public name yet."""
-        if not self._is_shut_down:
+        if not self._is_shut_down and self._takes_ending:
             try:
                 self._inner._on_ending(span)  # noqa: SLF001 - see above
             except Exception as exc:  # noqa: BLE001 - as above

@@ -11,8 +11,10 @@ import textwrap
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import pytest
+import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -295,14 +297,16 @@ def test_invalid_settings_leave_nothing_behind(wrong: dict[str, Any]) -> None:
 def test_an_install_that_fails_late_leaves_nothing_behind() -> None:
     """An error that only construction detects leaves no thread, handler or collector."""
 
-    async def coroutine(info: Any) -> None:
-        raise NotImplementedError
+    class BrokenProvider:
+        def get_tracer(self, *arguments: Any, **options: Any) -> Any:
+            raise RuntimeError("broken")
 
     app = make_app()
+    engine = MagicMock(spec=sa.Engine)  # accepted as an option, but it has no dialect to instrument
     registry = CollectorRegistry()
     before = process()
-    for wrong in ({"instrumentator_functions": (coroutine,)}, {"tracer_provider": object()}):
-        with pytest.raises((ValueError, AttributeError)):
+    for wrong in ({"tracer_provider": BrokenProvider()}, {"engines": [engine]}):
+        with pytest.raises((RuntimeError, AttributeError)):
             install(app, otlp_endpoint="http://127.0.0.1:9", registry=registry, **wrong)
         assert_is_as(before)
         assert not list(registry.collect())

@@ -19,7 +19,7 @@ from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.request import RequestRecord
 from fastapi_observe.records.websocket import WebSocketRecord
-from fastapi_observe.settings.model import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -524,7 +524,7 @@ def test_a_coroutine_function_raises_an_error() -> None:
 
     async def function(info: Info) -> None: ...
 
-    with pytest.raises(ValueError, match="plain function"):
+    with pytest.raises(SettingsError, match="functions that are not async"):
         Service(instrumentator_functions=(function,))
 
 
