@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, add_json_argument, printable
 from fastapi_observe.cli.scrape import NO_URL, add_token_arguments, read_token, split_app_url
-from fastapi_observe.console.discovery import running_servers
+from fastapi_observe.console.discovery import running_servers, working_directory
 from fastapi_observe.slo.http_get import GetError, get, iter_body
 from fastapi_observe.terminal.exceptions import render_exception
 from fastapi_observe.terminal.spans import SpanRow
@@ -41,6 +41,9 @@ _NOT_FOUND: Final = {
     "failed": "no request that has failed",
 }
 
+MAX_LISTED_SERVERS: Final = 5
+"""Servers that a message lists."""
+
 NO_SERVER: Final = "no development server of this user was found"
 NO_SERVER_STEP: Final = "start one (fastapi dev main.py) and send it a request, or pass --url http://127.0.0.1:8000"
 
@@ -59,8 +62,9 @@ def add_show(commands: Commands) -> None:
         help="show a trace of the app that runs in development",
         description="Print a request of the running app with its spans, exception and log lines, as the development "
         "console holds it.",
-        epilog="Without --url it reads the newest development server of this user. Exits with 1 if there is no such "
-        "trace, with 2 if the console cannot be read.",
+        epilog="Without --url it reads the newest development server that this user started in the current directory. "
+        "If there is none, it reads the one of another directory, and says so. If there are several of them, pass "
+        "--url. Exits with 1 if there is no such trace, with 2 if the console cannot be read.",
     )
     parser.add_argument(
         "trace",
@@ -78,7 +82,7 @@ def add_show(commands: Commands) -> None:
 def show(args: argparse.Namespace) -> int:
     """Read the trace, and print it."""
     try:
-        url, token = _choose(args)
+        url, token, server = _choose(args)
         found = _read(url, args.trace, token, allow_http_token=args.allow_http_token)
     except ShowError as error:
         sys.stderr.write(f"{error}\n")
@@ -88,11 +92,12 @@ def show(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{printable(url)} holds {wanted}\n")
         return EXIT_PROBLEM
     if args.json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps(found | _server_fields(server)) + "\n")
         return 0
     style = Style.for_stream(sys.stdout)
     try:
-        text = "\n".join([*_render(found, style), f"{url}/#trace={escape_controls(str(found['trace_id']))}"])
+        rows = [*_elsewhere(server), *_render(found, style), f"{url}/#trace={escape_controls(str(found['trace_id']))}"]
+        text = "\n".join(rows)
     except (KeyError, TypeError, ValueError, AttributeError):
         sys.stderr.write(f"{ShowError(f'{url} is not the console of this version', 'use --json')}\n")
         return EXIT_ERROR
@@ -100,26 +105,57 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _choose(args: argparse.Namespace) -> tuple[str, str | None]:
-    """Return the URL of the console and the token for it, and print which server was chosen."""
+def _choose(args: argparse.Namespace) -> tuple[str, str | None, RunningServer | None]:
+    """Return the URL of the console, the token for it, and the server that was found if there is no `--url`."""
     token = read_token(args)
     if args.url is not None:
-        return _console_url(args.url, token)
+        return *_console_url(args.url, token), None
     try:
         servers = running_servers(os.environ.get("OBSERVE_MULTIPROCESS_DIRECTORY") or None)
     except OSError as error:
         raise ShowError(f"development servers cannot be looked up: {error}", "pass --url") from error
     if not servers:
         raise ShowError(NO_SERVER, NO_SERVER_STEP)
-    newest, *others = servers
+    here = [server for server in servers if _is_here(server)]
+    newest = (here or servers)[0]
+    others = [server for server in servers if server.url != newest.url]  # its other workers have the same URL
+    if others and not here:
+        raise ShowError(
+            f"no development server of this directory was found, but several of others: {_list([newest, *others])}",
+            f"pass --url, such as --url {printable(newest.url)}, or change to the directory of one",
+        )
     sys.stderr.write(f"Reading {_describe(newest)}.\n")
     if others:
-        sys.stderr.write(f"Also running, for --url: {'; '.join(map(_describe, others[:5]))}.\n")
-    return newest.url, token or newest.token
+        sys.stderr.write(f"Also running, for --url: {_list(others)}.\n")
+    return newest.url, token or newest.token, newest
+
+
+def _is_here(server: RunningServer) -> bool:
+    return server.directory != "" and server.directory == working_directory()
+
+
+def _elsewhere(server: RunningServer | None) -> list[str]:
+    """Return the first row of the output if the server that was found runs in another directory."""
+    if server is None or _is_here(server):
+        return []
+    return [f"No development server of this directory runs. This is {_describe(server)}:"]
+
+
+def _server_fields(server: RunningServer | None) -> dict[str, Any]:
+    """Return what `--json` adds about the server that was found, without its token."""
+    if server is None:
+        return {}
+    fields = {"url": server.url, "service": server.service, "pid": server.pid, "directory": server.directory}
+    return {"server": fields}
 
 
 def _describe(server: RunningServer) -> str:
-    return printable(f"{server.service} at {server.url} (pid {server.pid})")
+    directory = f", in {server.directory}" if server.directory else ""
+    return printable(f"{server.service} at {server.url} (pid {server.pid}{directory})")
+
+
+def _list(servers: list[RunningServer]) -> str:
+    return "; ".join(map(_describe, servers[:MAX_LISTED_SERVERS]))
 
 
 def _console_url(url: str, token: str | None) -> tuple[str, str | None]:

@@ -25,13 +25,17 @@ MAX_FILE_SIZE: Final = 16_384
 
 
 class RunningServer(NamedTuple):
-    """The console of a running server: its URL, with the path, and the token that it accepts."""
+    """The console of a running server: its URL, with the path, and the token that it accepts.
+
+    `directory` is the working directory of the server; empty if it is unknown.
+    """
 
     url: str
     token: str
     service: str
     pid: int
     started: float
+    directory: str
 
 
 class ServerFile:
@@ -55,7 +59,7 @@ class ServerFile:
         running_servers(self._directory)  # removes the files of ended ones
         root = open_root(self._directory)
         name = f"console-{process_identity(self._pid)}-{secrets.token_hex(4)}.json"
-        server = RunningServer(url, token, service, self._pid, time())
+        server = RunningServer(url, token, service, self._pid, time(), working_directory())
         descriptor = os.open(root / f".{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(server._asdict(), file)
@@ -73,6 +77,14 @@ class ServerFile:
         """Remove the file, and do not look for it when the process ends."""
         self._undo_exit()
         self.remove()
+
+
+def working_directory() -> str:
+    """Return the working directory of this process; empty if it was removed."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - a string is stored and compared
+    except OSError:
+        return ""
 
 
 def running_servers(directory: str | None) -> list[RunningServer]:
@@ -102,7 +114,12 @@ def _read(path: Path) -> RunningServer:
     """Read a file. Raises OSError or ValueError if it is another user's, a link, or not of this kind."""
     found: Any = json.loads(read_private_file(path, MAX_FILE_SIZE))
     return RunningServer(
-        str(found["url"]), str(found["token"]), str(found["service"]), int(found["pid"]), float(found["started"])
+        str(found["url"]),
+        str(found["token"]),
+        str(found["service"]),
+        int(found["pid"]),
+        float(found["started"]),
+        str(found["directory"]),
     )
 
 

@@ -9,6 +9,7 @@ import threading
 from contextlib import closing, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -25,7 +26,6 @@ from fastapi_observe.workers.directory import open_root, process_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 TOKEN = "a-token-of-some-length"  # noqa: S105 - a token of the tests
 
@@ -81,7 +81,7 @@ def test_the_newest_server_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     """Without `--url` its file leads there; a trace is printed with tree, exception and log lines."""
     with shop() as url:
         status, text, said = show(capsys, "failed")
-        assert (status, said) == (0, f"Reading shop at {url}/observe (pid {os.getpid()}).\n")
+        assert (status, said) == (0, f"Reading shop at {url}/observe (pid {os.getpid()}, in {Path.cwd()}).\n")
         assert text.startswith("✗ GET /fails  500  ")
         assert "✗ RuntimeError: out of\n    luck\n  tests/cli/test_cli_show.py:" in text
         assert "  server_error  " in text
@@ -93,6 +93,12 @@ def test_the_newest_server_is_found(capsys: pytest.CaptureFixture[str]) -> None:
         assert "  GET /orders/{order_id}  " in text or "  500  " in text
         document = json.loads(show(capsys, "last", "--json")[1])
         assert document["summaries"][0]["endpoint"] == "/fails"
+        assert document["server"] == {
+            "url": f"{url}/observe",
+            "service": "shop",
+            "pid": os.getpid(),
+            "directory": str(Path.cwd()),
+        }
 
 
 def test_the_whole_trace_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +139,58 @@ def test_others_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert foreign.exists()
     status, _, said = show(capsys, "last")
     assert (status, said.split(";")[0]) == (2, "no development server of this user was found")
+
+
+def test_the_server_of_this_directory_is_preferred(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer one of another directory is named on standard error only."""
+    other = tmp_path / "other"
+    other.mkdir()
+    file, here = ServerFile(str(tmp_path)), Path.cwd()
+    with shop() as url:
+        monkeypatch.chdir(other)
+        file.publish("http://127.0.0.1:1/observe", "t", "newer")
+        monkeypatch.chdir(here)
+        status, text, said = show(capsys, "failed")
+        file.remove()
+    assert (status, text.splitlines()[0][:12]) == (0, "✗ GET /fails")
+    assert f"Reading shop at {url}/observe" in said
+    assert f"Also running, for --url: newer at http://127.0.0.1:1/observe (pid {os.getpid()}, in {other})" in said
+
+
+def test_a_server_of_another_directory_is_named_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output says whose request it is. With several servers elsewhere none of them is read."""
+    here, other = Path.cwd(), tmp_path / "other"
+    other.mkdir()
+    workers, second = ServerFile(str(tmp_path)), ServerFile(str(tmp_path))
+    with shop() as url:
+        workers.publish(f"{url}/observe", TOKEN, "shop")  # another worker of the same server
+        monkeypatch.chdir(other)
+        status, text, _ = show(capsys, "failed")
+        first, request = text.splitlines()[:2]
+        described = f"shop at {url}/observe (pid {os.getpid()}, in {here})"
+        assert (status, first) == (0, f"No development server of this directory runs. This is {described}:")
+        assert request.startswith("✗ GET /fails")
+        assert json.loads(show(capsys, "last", "--json")[1])["server"]["directory"] == str(here)
+
+        monkeypatch.chdir(tmp_path)
+        second.publish("http://127.0.0.1:1/observe", "t", "second")
+        monkeypatch.chdir(other)
+        status, text, said = show(capsys, "last")
+        assert (status, text) == (2, "")
+        assert said.startswith("no development server of this directory was found, but several of others: second at ")
+        assert described in said
+        assert said.endswith(
+            "; pass --url, such as --url http://127.0.0.1:1/observe, or change to the directory of one\n"
+        )
+        other.rmdir()  # the working directory of this process: it is that of no server
+        assert show(capsys, "last")[0] == 2
+        monkeypatch.chdir(here)
+    workers.close()
+    second.close()
 
 
 def test_the_file_is_for_this_user_only(tmp_path: Path) -> None:
