@@ -197,6 +197,11 @@ def check_requirement(text: str) -> None:
     """Check that what a page installs exists: extras of this package, and packages that our extras name."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
+    if text.startswith("."):  # a checkout, or the wheel that `make dist` builds
+        wheel = f"./{project['name'].replace('-', '_')}-{project['version']}-py3-none-any.whl"
+        path, _, extra = text.removesuffix("]").partition("[")
+        assert path in {".", wheel}
+        text = f"{project['name']}[{extra}]"
     requirement = Requirement(text)
     if requirement.name == project["name"]:
         assert requirement.extras <= set(extras)
