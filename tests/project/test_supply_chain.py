@@ -63,3 +63,14 @@ def test_no_registry_is_named() -> None:
     """Where packages come from is the business of who installs them."""
     for path in (ROOT / "requirements").iterdir():
         assert "://" not in path.read_text("utf-8")
+
+
+def test_the_workflows_name_actions_by_commit() -> None:
+    """A tag of an action can be moved to other code; `.github/dependabot.yml` keeps the commits current."""
+    used = [
+        line
+        for file in sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+        for line in re.findall(r"\buses: (.+)", file.read_text("utf-8"))
+    ]
+    assert used
+    assert [line for line in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", line)] == []
