@@ -9,7 +9,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.console.advice import assess_health, find_problems, route_rows, sorted_quantile
-from fastapi_observe.doctor.app import check_app, check_exports
+from fastapi_observe.doctor.app import check_app, check_exports, check_open_requests
 from fastapi_observe.doctor.check import run_checks
 from fastapi_observe.doctor.process import check_log_file, check_settings, check_versions
 from fastapi_observe.internal import json
@@ -197,6 +197,7 @@ class Api:
             check_versions,
             partial(check_settings, settings),
             partial(check_exports, observability),
+            partial(check_open_requests, observability),
             partial(check_log_file, settings),
             partial(check_app, observability),
         )

@@ -142,12 +142,9 @@ def check_workers(observability: Observability) -> Iterator[Check]:
     if workers.is_degraded:
         yield degraded_workers()
     elif observability.settings.multiprocess == "off":
-        found = "each worker process reports its own values: multiprocess is off"
-        found += set_by(observability.settings, "multiprocess")
-        yield Check("workers", "look", found, "unset it if the server has several workers")
+        yield separate_workers(set_by(observability.settings, "multiprocess"))
     else:
-        number = workers.live_workers
-        yield Check("workers", "ok", f"{number} worker processes share /metrics" if number > 1 else "one process")
+        yield sharing_workers(workers.live_workers)
 
 
 def check_internal_errors(observability: Observability) -> Iterator[Check]:
@@ -200,6 +197,36 @@ def degraded_workers() -> Check:
         "wrong",
         "this worker process reports its own values only",
         "see its warning in the log; correct multiprocess_directory, or set otlp_metrics: each worker exports its own",
+    )
+
+
+def separate_workers(source: str) -> Check:
+    """Return the check of worker processes that were told not to share. `source` is what told them."""
+    found = f"each worker process reports its own values: multiprocess is off{source}"
+    return Check("workers", "look", found, "unset it if the server has several workers")
+
+
+def sharing_workers(number: int) -> Check:
+    """Return the check of worker processes that share their values, or of a single process."""
+    return Check("workers", "ok", f"{number} worker processes share /metrics" if number > 1 else "one process")
+
+
+def check_open_requests(observability: Observability) -> Iterator[Check]:
+    """Report what the server of the running process would wait for at its exit."""
+    if observability.settings.metrics:
+        yield check_open(observability.metrics.requests_in_progress, observability.metrics.open_websockets)
+
+
+def check_open(requests: int, websockets: int) -> Check:
+    """Return the check of what is open now: a server waits for it at its exit."""
+    if not requests and not websockets:
+        return Check("exit", "ok", "no request or WebSocket is open")
+    numbers = ((requests, "request"), (websockets, "WebSocket"))
+    names = " and ".join(f"{number} {name}{'s' * (number > 1)}" for number, name in numbers if number)
+    are, them = ("is", "it") if requests + websockets == 1 else ("are", "them")
+    found = f"{names} {are} open; uvicorn waits for {them} without limit unless --timeout-graceful-shutdown is set"
+    return Check(
+        "exit", "look", found, "if streams or WebSockets stay open, start it with --timeout-graceful-shutdown 5"
     )
 
 

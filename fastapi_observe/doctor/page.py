@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_observe.doctor.app import check_dropped_lines, check_export_counts, degraded_workers
+from fastapi_observe.doctor.app import (
+    check_dropped_lines,
+    check_export_counts,
+    check_open,
+    degraded_workers,
+    separate_workers,
+    sharing_workers,
+)
 from fastapi_observe.doctor.check import Check
 from fastapi_observe.formats.metric_names import PROMETHEUS, SEMCONV
 
@@ -24,6 +31,10 @@ READ: Final = {
 }
 OVERFLOW_TOTAL: Final = "fastapi_observe_series_overflow_total"
 DEGRADED: Final = "fastapi_observe_metrics_degraded"
+WORKERS: Final = "fastapi_observe_workers"
+OPEN_REQUESTS: Final = (PROMETHEUS.in_progress, SEMCONV.in_progress)
+OPEN_WEBSOCKETS: Final = "websocket_connections_active"
+SINGLE: Final = (DEGRADED, WORKERS, OPEN_WEBSOCKETS, *OPEN_REQUESTS)
 REQUESTS: Final = (PROMETHEUS.requests, SEMCONV.requests)
 """The count of requests, by either naming of the metrics."""
 NO_ROUTE: Final = {PROMETHEUS.unmatched, SEMCONV.unmatched}
@@ -34,11 +45,12 @@ class MetricsPage:
     """The metrics that the checks need, from the lines of a response."""
 
     def __init__(self, lines: Iterable[str]) -> None:
-        wanted = tuple(f"{name}{end}" for name in (*READ, OVERFLOW_TOTAL, DEGRADED, *REQUESTS) for end in "{ ")
+        wanted = tuple(f"{name}{end}" for name in (*READ, OVERFLOW_TOTAL, *SINGLE, *REQUESTS) for end in "{ ")
         text = "\n".join(line for line in lines if line.startswith(wanted))
         self.counts: dict[str, Counter[str]] = {}
         self.overflown: set[str] = set()
-        self.is_degraded = self.has_requests = False
+        self.values: Counter[str] = Counter()
+        self.has_requests = False
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name in READ:
@@ -46,8 +58,8 @@ class MetricsPage:
                     signal[READ[sample.name]] += int(sample.value)
                 elif sample.name == OVERFLOW_TOTAL and sample.value:
                     self.overflown.add(sample.labels.get("metric", ""))
-                elif sample.name == DEGRADED:
-                    self.is_degraded = sample.value > 0
+                elif sample.name in SINGLE:
+                    self.values[sample.name] += int(sample.value)
                 elif sample.name in REQUESTS and sample.value:
                     endpoint = sample.labels.get("endpoint", sample.labels.get("http_route"))
                     self.has_requests = self.has_requests or endpoint not in NO_ROUTE
@@ -61,7 +73,7 @@ class MetricsPage:
             )
 
     def check_counts(self) -> Iterator[Check]:
-        """Report what was exported and dropped, workers that do not share, and an app without requests."""
+        """Report what was exported and dropped, whether workers share, what is open, and an app without requests."""
         for signal, counts in sorted(self.counts.items()):
             if signal in LINE_SIGNALS:
                 yield from check_dropped_lines(signal, counts["dropped"])
@@ -72,8 +84,21 @@ class MetricsPage:
         if not self.counts.keys() - {*LINE_SIGNALS}:
             step = "set OTEL_EXPORTER_OTLP_ENDPOINT, unless your own tracer provider exports; doctor MODULE:APP tells"
             yield Check("export", "look", "fastapi-observe exports nothing", step)
-        if self.is_degraded:
-            yield degraded_workers()
+        yield from self._check_workers()
+        yield from self._check_open()
         if not self.has_requests:
             step = "send a request; /metrics and what exclude_paths names are not counted"
             yield Check("requests", "look", "no request was measured yet", step)
+
+    def _check_workers(self) -> Iterator[Check]:
+        if self.values[DEGRADED]:
+            yield degraded_workers()
+        elif WORKERS in self.values and not self.values[WORKERS]:
+            yield separate_workers("")
+        elif self.counts or WORKERS in self.values:  # of fastapi-observe
+            yield sharing_workers(self.values[WORKERS])
+
+    def _check_open(self) -> Iterator[Check]:
+        requests = [self.values[name] for name in OPEN_REQUESTS if name in self.values]
+        if requests:
+            yield check_open(sum(requests), self.values[OPEN_WEBSOCKETS])

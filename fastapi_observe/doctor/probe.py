@@ -127,11 +127,11 @@ def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterato
         yield Check("metrics access", "wrong", found, "set metrics_token or metrics_access")
     elif own == OK_STATUS:
         yield Check("metrics access", "ok", f"{url}/metrics is served to this machine, not to a public client")
-        if lines is not None:
-            yield from _check_metrics(target, lines, has_console=len(of_console) > 1)
     else:
         found = f"{url}/metrics responds {own} to this machine"
         yield Check("metrics access", "look", found, NOT_SERVED.get(own, "see the log of the app"))
+    if lines is not None:
+        yield from _check_metrics(target, lines, has_console=len(of_console) > 1)
     yield from _check_skew(skew, urlsplit(url).netloc.rpartition("@")[2])
 
 

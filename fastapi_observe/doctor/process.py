@@ -77,9 +77,16 @@ def check_settings(settings: ObserveSettings) -> Iterator[Check]:
     yield Check("signals", "ok", f"{on}; off: {', '.join(off)}" if off else on)
     yield from check_sampling(settings)
     yield from check_lines(settings)
+    yield check_exit(settings)
+
+
+def check_exit(settings: ObserveSettings) -> Check:
+    """Say how long an exit can take."""
+    found = f"the export takes up to {settings.shutdown_timeout:g} s{set_by(settings, 'shutdown_timeout')}"
     if settings.shutdown_timeout > DOCKER_GRACE:
-        found = f"the exit can take {settings.shutdown_timeout:g} s" + set_by(settings, "shutdown_timeout")
-        yield Check("exit", "look", found, "Docker kills a container after 10 s: lower shutdown_timeout")
+        return Check("exit", "look", found, "Docker kills a container after 10 s: lower shutdown_timeout")
+    found += "; before it, uvicorn waits for open requests, without limit unless --timeout-graceful-shutdown is set"
+    return Check("exit", "ok", found)
 
 
 def check_env_file(settings: ObserveSettings) -> Iterator[Check]:

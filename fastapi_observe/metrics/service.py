@@ -398,6 +398,11 @@ class MetricsService:
         """HTTP requests of this process without a complete response."""
         return int(self._active.cells[0])
 
+    @property
+    def open_websockets(self) -> int:
+        """Open WebSocket connections of this process."""
+        return sum(int(series.cells[0]) for series in [*self._connections.children().values()])
+
     @fail_safe("metrics.call", return_no_op, CALLER_ERRORS)
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:  # noqa: A002 - Prometheus' word
         """Return the counter of this name, which is created by the first call.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 from collectors import Collector
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from prometheus_fastapi_instrumentator import Instrumentator
 from servers import serving
@@ -22,7 +22,7 @@ from variables import remove_variables
 
 from fastapi_observe import Observability, install
 from fastapi_observe.cli.main import main
-from fastapi_observe.doctor.app import PUBLIC_PEER, check_app, check_exports
+from fastapi_observe.doctor.app import PUBLIC_PEER, check_app, check_exports, check_open_requests
 from fastapi_observe.doctor.check import Check, run_checks
 from fastapi_observe.doctor.lines import check_lines
 from fastapi_observe.doctor.page import MetricsPage
@@ -190,6 +190,55 @@ def test_workers_that_do_not_share(checked: Callable[..., dict[str, Check]]) -> 
     assert checked(multiprocess="auto")["workers"].verdict == "ok"
 
 
+@pytest.mark.usefixtures("gunicorn")
+def test_workers_of_a_running_app(observed: Callable[..., Seen], tmp_path: Path) -> None:
+    """The metrics alone say how many workers share them, and that they do not with `multiprocess` off."""
+    for options, verdict, found in (
+        ({"multiprocess": "off"}, "look", "each worker process reports its own values: multiprocess is off"),
+        ({"multiprocess_directory": str(tmp_path)}, "ok", "one process"),
+    ):
+        app = FastAPI(title="shop")
+        seen = observed(app, **options)
+        with TestClient(app):
+            check = by_subject([*MetricsPage(seen.text.splitlines()).check_counts()])["workers"]
+            assert (check.verdict, check.found) == (verdict, found)
+            assert seen.sample("fastapi_observe_workers") == (verdict == "ok")
+    check = by_subject([*MetricsPage(["fastapi_observe_workers 3.0"]).check_counts()])["workers"]
+    assert check.found == "3 worker processes share /metrics"
+
+
+def test_what_an_exit_waits_for(observed: Callable[..., Seen]) -> None:
+    """Open requests and WebSockets are counted, by the metrics and from inside."""
+    app = FastAPI(title="shop")
+    seen = observed(app)
+    found: list[Check] = []
+
+    def look() -> list[Check]:
+        (inside,) = check_open_requests(seen.observe)
+        assert inside == by_subject([*MetricsPage(seen.text.splitlines()).check_counts()])["exit"]
+        return [inside]
+
+    @app.get("/orders")
+    async def read_orders() -> None:
+        found.extend(look())
+
+    @app.websocket("/live")
+    async def live(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.receive_text()
+
+    assert look() == [Check("exit", "ok", "no request or WebSocket is open")]
+    with TestClient(app) as client, client.websocket_connect("/live") as websocket:
+        client.get("/orders")
+        (check,) = look()
+        websocket.send_text("end")
+    assert check.found.startswith("1 WebSocket is open; uvicorn waits for it without limit unless ")
+    assert (found[0].verdict, found[0].found[:36]) == ("look", "1 request and 1 WebSocket are open; ")
+    app = FastAPI(title="shop")
+    install(app, metrics=False)
+    assert not [*check_open_requests(app.state.observe)]
+
+
 def test_what_is_there_twice(checked: Callable[..., dict[str, Check]]) -> None:
     """Another route of the same path, another middleware and a console handler of one's own are named."""
     app = FastAPI(title="shop")
@@ -278,6 +327,7 @@ def test_settings_that_have_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
         ("service", "look"),
         ("signals", "ok"),
         ("sampling", "look"),
+        ("exit", "ok"),
     ]
     assert checks[2].found == "on: traces, logs; off: metrics (metrics of install), console"
     assert "sampling" not in by_subject([*check_settings(ObserveSettings(tracing=False))])
@@ -305,6 +355,7 @@ def test_a_running_app_outside_development(capsys: pytest.CaptureFixture[str]) -
     """A public /metrics is wrong; one that needs a token is looked at; an app that is gone is wrong."""
     for options, status, found in (
         ({"metrics_access": "always"}, 1, "/metrics is served to a public client behind a proxy"),
+        ({"metrics_access": "always"}, 1, "no request or WebSocket is open"),
         ({"metrics_token": "a-long-token"}, 0, "Send metrics_token in your scraper"),
         ({"metrics": False}, 0, "on another path or port (metrics_path, metrics_port)"),
     ):
@@ -389,9 +440,13 @@ def test_what_is_switched_off_names_its_source(
         assert (check.verdict, check.step) == ("look", step)
         assert name in check.found
         monkeypatch.delenv(name)
-    assert "exit" not in by_subject([*check_settings(ObserveSettings())])
+    check = by_subject([*check_settings(ObserveSettings())])["exit"]
+    assert (check.verdict, check.found.startswith("the export takes up to 2 s;")) == (
+        "ok",
+        True,
+    )
     assert by_subject([*check_settings(ObserveSettings(shutdown_timeout=30))])["exit"].found == (
-        "the exit can take 30 s (shutdown_timeout of install)"
+        "the export takes up to 30 s (shutdown_timeout of install)"
     )
 
 
@@ -547,7 +602,7 @@ def test_the_metrics_of_a_running_app(capsys: pytest.CaptureFixture[str]) -> Non
     assert "wrong  export of traces  0 exported, " in out
     assert "new label values are recorded as __overflow__: logins_total" in out
     assert f"cardinality {url}/metrics to see the label" in out
-    assert "no request" not in out
+    assert "no request was measured" not in out
 
 
 def test_a_metrics_page_with_losses() -> None:

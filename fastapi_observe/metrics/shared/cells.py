@@ -188,7 +188,7 @@ class WorkersCollector:
 
     def __init__(self) -> None:
         self.worker: Worker | None = None
-        self.cannot_join = False
+        self.cannot_join = self.is_off = False
 
     def describe(self) -> list[Metric]:
         """Return the families without reading values, for `registry.register`."""
@@ -201,7 +201,7 @@ class WorkersCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
-        if self.worker is not None or self.cannot_join:
+        if self.worker is not None or self.cannot_join or self.is_off:
             yield from self._families()
 
     def _families(self) -> Sequence[Metric]:
@@ -218,7 +218,7 @@ class WorkersCollector:
             ),
             GaugeMetricFamily(
                 "fastapi_observe_workers",
-                "Worker processes whose metrics are added up.",
-                value=1 if self.worker is None else self.worker.live_workers,
+                "Worker processes whose metrics are added up; 0 if multiprocess is off.",
+                value=int(not self.is_off) if self.worker is None else self.worker.live_workers,
             ),
         )

@@ -68,7 +68,8 @@ class WorkerGroup:
     def __init__(
         self, settings: ObserveSettings, internal_errors: InternalErrors, sharing: MetricSharing, title: str = ""
     ) -> None:
-        self._enabled = settings.metrics and settings.multiprocess == "auto"
+        self._enabled = settings.metrics
+        self._is_off = settings.multiprocess == "off"
         self._configured_directory = settings.multiprocess_directory
         self._max_ended_label_sets = settings.max_series_per_metric
         self._internal_errors = internal_errors
@@ -106,6 +107,9 @@ class WorkerGroup:
         self._started = True
         supervisor = find_supervisor(self._installed_in) if self._enabled else None
         if supervisor is None:
+            return
+        if self._is_off:
+            self._sharing.mark_off()
             return
         try:
             if not is_supported():

@@ -107,6 +107,10 @@ class MetricSharing:
         """Expose that this is one of several workers, and reports only its own values."""
         self.workers_collector.cannot_join = True
 
+    def mark_off(self) -> None:
+        """Expose that this may be one of several workers, whose values are not shared on purpose."""
+        self.workers_collector.is_off = True
+
     def after_fork(self) -> None:
         """Start at zero in the child of a fork."""
         from fastapi_observe.metrics.shared.prometheus_client import read_values_at_fork  # noqa: PLC0415 - as above
