@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from contextlib import suppress
+from time import process_time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.internal.clock import monotonic
@@ -30,24 +31,37 @@ SECOND_LOOK: Final = 0.02
 SAMPLE_EVERY: Final = 25
 """Timers on time per sample in the histogram: two samples per second, as many as the alerts are made for."""
 
+MIN_CPU_FRACTION: Final = 0.5
+"""Fraction of a stall that the process must have used the processor for, if no code is found that was running."""
+
 
 class BlockedLoop(NamedTuple):
     """One time that the event loop was blocked. The location is the innermost frame of the user's code.
 
     `location` and `record` are None if the block ended before it could be looked at, and outside requests.
-    `in_progress` is the number of requests in progress when it was looked at, the blocking one included.
+    `in_progress` is the number of requests in progress when it was looked at, the blocking one included. `cpu_seconds`
+    is the processor time that the process used meanwhile.
     """
 
     seconds: float
     location: Location | None
     record: RequestRecord | None
     in_progress: int
+    cpu_seconds: float
+
+    @property
+    def is_by_code(self) -> bool:
+        """Whether code blocked the loop. Otherwise the process did not run: the machine was busy, or has slept."""
+        # Code that waits uses no processor time either, but is found.
+        found = self.location is not None or self.record is not None
+        return found or self.cpu_seconds >= MIN_CPU_FRACTION * self.seconds
 
 
 class BlockedLoopReport:
-    """Counts and logs each time that code blocked the event loop. `observers` get it with method and endpoint.
+    """Counts each time that the event loop was blocked, and logs it if code did it.
 
-    `find_template` returns the route template of a request, `count` adds seconds to the metric of an endpoint.
+    `observers` get what is logged, with method and endpoint. `find_template` returns the route template of a request,
+    `count` adds seconds to the metric of an endpoint.
     """
 
     def __init__(self, find_template: Callable[[Any, int], str], count: Callable[[str, float], object] | None) -> None:
@@ -66,6 +80,8 @@ class BlockedLoopReport:
                 endpoint = self._find_template(record.scope, record.status_code or 200)
         if self._count is not None:
             self._count(endpoint, blocked.seconds)
+        if not blocked.is_by_code:
+            return
         for observer in self.observers:
             observer(blocked, method, endpoint)
         place = "code that could not be found" if location is None else f"{location.file}:{location.line}"
@@ -87,7 +103,7 @@ class LoopMonitor:
     of at least `threshold` seconds; None switches that off, and the thread with it.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the last three are for tests, and for the report
+    def __init__(  # noqa: PLR0913, PLR0917 - the last four are for tests, and for the report
         self,
         observe: Callable[[float], None],
         threshold: float | None = None,
@@ -95,7 +111,9 @@ class LoopMonitor:
         interval: float = BEAT_INTERVAL,
         in_progress: Callable[[], int] = int,
         own_code: OwnCode = DEFAULT_OWN_CODE,
+        cpu_clock: Callable[[], float] = process_time,
     ) -> None:
+        self._cpu_clock = cpu_clock
         self._in_progress = in_progress
         self._own_code = own_code
         self._observe = observe
@@ -107,6 +125,7 @@ class LoopMonitor:
         self._thread_id = 0
         self._beats = 0
         self._due = 0.0
+        self._cpu_before = 0.0
         self._found: tuple[float, BlockedLoop] | None = None
         self._busy_due = 0.0
         # Held while the thread is to run: it waits for the lock, which costs a tenth of waiting for an `Event`.
@@ -137,7 +156,7 @@ class LoopMonitor:
     def _wait(self) -> None:
         loop = self._loop
         if loop is not None:
-            self._due = monotonic() + self._interval
+            self._due, self._cpu_before = monotonic() + self._interval, self._cpu_clock()
             self._timer = loop.call_later(self._interval, self._beat)
 
     def _beat(self) -> None:
@@ -149,12 +168,15 @@ class LoopMonitor:
             if self._is_block(lag) and self._on_blocked is not None:
                 found = self._found
                 known = found is not None and found[0] == self._due  # not of an earlier stall
-                blocked = found[1] if found is not None and known else BlockedLoop(lag, None, None, self._in_progress())
-                self._on_blocked(blocked._replace(seconds=lag))
+                blocked = found[1] if found is not None and known else self._make_report(None, None)
+                self._on_blocked(blocked._replace(seconds=lag, cpu_seconds=self._cpu_clock() - self._cpu_before))
             self._found = None
         except Exception as exc:  # noqa: BLE001 - else it goes to the exception handler that the app has set for its loop
             report_error("saturation", exc)
         self._wait()
+
+    def _make_report(self, location: Location | None, record: RequestRecord | None) -> BlockedLoop:
+        return BlockedLoop(0.0, location, record, self._in_progress(), 0.0)
 
     def _is_block(self, lag: float) -> bool:
         return self._threshold is not None and lag >= self._threshold and self._busy_due != self._due
@@ -186,7 +208,7 @@ class LoopMonitor:
                         continue
                     frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - documented for this use
                     location = self._own_code.innermost_location(frame)
-                    self._found = due, BlockedLoop(0.0, location, find_record(frame), self._in_progress())
+                    self._found = due, self._make_report(location, find_record(frame))
                 except Exception as exc:  # noqa: BLE001 - the stack changes while it is read
                     report_error("saturation", exc)
                 finally:

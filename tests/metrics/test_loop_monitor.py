@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.testclient import TestClient
 from tools import SOAK, no_thread_starts
 
-from fastapi_observe.metrics.loop_monitor import BEAT_INTERVAL, BlockedLoop, LoopMonitor
+from fastapi_observe.metrics.loop_monitor import BEAT_INTERVAL, BlockedLoop, BlockedLoopReport, LoopMonitor
+from fastapi_observe.records.frames import Location
 from fastapi_observe.records.guard import UNATTRIBUTED_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
     from conftest import Seen
 
 STALL = 0.3
@@ -90,6 +93,41 @@ async def test_without_a_thread_stalls_are_measured() -> None:
         await asyncio.sleep(0.1)
         monitor.stop()
     assert [each.location for each in found if each.seconds > STALL - 2 * BEAT_INTERVAL] == [None]
+
+
+async def test_processor_time_is_measured_with_a_stall() -> None:
+    """It is that of the process, from the start of the timer to its run."""
+    for used in (0.0, 0.4):
+        found: list[BlockedLoop] = []
+        readings = itertools.count()
+        monitor = LoopMonitor(lambda _: None, 0.05, found.append, cpu_clock=lambda: next(readings) * used)  # noqa: B023
+        monitor.start(asyncio.get_running_loop())
+        await asyncio.sleep(0.05)
+        asyncio.get_running_loop().call_soon(time.sleep, STALL)  # no frame of this file is on the stack meanwhile
+        await asyncio.sleep(STALL + 0.1)
+        monitor.stop()
+        long = [each for each in found if each.seconds > STALL - 2 * BEAT_INTERVAL]
+        assert {(each.location, round(each.cpu_seconds, 9)) for each in long} == {(None, used)}
+
+
+def test_a_process_that_did_not_run_is_not_reported_as_blocked(caplog: pytest.LogCaptureFixture) -> None:
+    """Without processor time there is no warning unless code was found. The time is counted in each case."""
+    counted: list[tuple[str, float]] = []
+    report = BlockedLoopReport(lambda *_: "", lambda *values: counted.append(values))
+    observed: list[BlockedLoop] = []
+    report.observers.append(lambda blocked, *_: observed.append(blocked))
+    location = Location("shop.py", 7, "pay")
+    stopped, waits, computes = (
+        BlockedLoop(0.5, place, None, 0, cpu) for place, cpu in ((None, 0.02), (location, 0.0), (None, 0.4))
+    )
+    for blocked in (stopped, waits, computes):
+        report(blocked)
+    assert counted == [("outside_requests", 0.5)] * 3
+    assert observed == [waits, computes]
+    assert [record.message.split(" by ")[1].split(" (")[0] for record in caplog.records] == [
+        "shop.py:7 in pay",
+        "code that could not be found",
+    ]
 
 
 def test_a_blocking_path_operation_is_named(observed: Callable[..., Seen]) -> None:
