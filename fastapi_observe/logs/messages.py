@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.logs.line import MAX_STACKTRACE, MAX_VALUE, to_text, truncate
@@ -12,7 +14,6 @@ from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Mapping
 
     from fastapi_observe.redaction.redactor import Redactor
 
@@ -53,6 +54,17 @@ def to_exception(exc_info: object) -> BaseException | None:
         exc_info = sys.exc_info()
     found = exc_info[1] if isinstance(exc_info, tuple) and len(exc_info) > 1 else exc_info
     return found if isinstance(found, BaseException) else None
+
+
+def format_message(record: logging.LogRecord, redactor: Redactor) -> str:
+    """Return the message of a record, with the values of `%(name)s` redacted by names that it does not contain."""
+    if isinstance(record.args, Mapping):
+        named = dict(record.args)
+        redacted = redactor.fields(named)
+        if redacted is not named:
+            record = copy(record)
+            record.args = redacted
+    return record.getMessage()
 
 
 def is_access_log(record: logging.LogRecord) -> bool:

@@ -33,6 +33,7 @@ from fastapi_observe.logs.messages import (
     STRUCTLOG_FIELDS,
     TRACEBACK,
     access_message,
+    format_message,
     ids_from_exception,
     is_access_log,
     parse_traceback_message,
@@ -361,7 +362,7 @@ class LogService:
             elif is_access_log(record):
                 message = access_message(record, self._redactor)
             else:
-                message = str(record.getMessage()).rstrip("\n")
+                message = str(format_message(record, self._redactor)).rstrip("\n")
         except Exception:  # noqa: BLE001 - arguments that do not fit the message, or cannot be converted to text
             message = to_text(record.msg, MAX_MESSAGE)
             fields["args"] = record.args

@@ -225,6 +225,26 @@ def test_a_sink_of_loguru_on_the_console_is_reported() -> None:
     assert re.search(r"sink=<stdout>.* Remove it with logger\.remove\(1\)\.$", output.warnings[0])
 
 
+def test_named_arguments_are_redacted_by_their_names() -> None:
+    """Also those of a record class that formats messages in its own way; the record of other handlers is unchanged."""
+    output = run(
+        """
+        observe = install(FastAPI())
+        log, given = logging.getLogger("shop"), {"user": "ada", "password": "correct horse"}
+        log.warning("%(user)s sent %(password)s", given)
+        log.warning("%(pin)d", {"pin": 4711})
+        class Braces(logging.LogRecord):
+            def getMessage(self):
+                return self.msg.format(**self.args)
+        log.handle(Braces("shop", 30, "", 0, "{user} sent {password}", (given,), None))
+        assert given["password"] == "correct horse"
+        observe.close()
+        """
+    )
+    assert output.events == ["ada sent REDACTED", "%(pin)d", "ada sent REDACTED"]
+    assert output.lines[1]["fields"] == {"args": {"pin": "REDACTED"}}
+
+
 def test_a_mapping_as_message() -> None:
     """`event` or `message` is the message and the rest are fields, as structlog's wrap_for_formatter has them."""
     output = run(
