@@ -162,6 +162,8 @@ def _print_none(args: argparse.Namespace, plan: SLOPlan) -> None:
 
 def write_bundle(args: argparse.Namespace, app: Any, settings: ObserveSettings, plan: SLOPlan) -> int:
     """Write the files, or compare them with those in the directory."""
+    if _print_problems(plan) and (not args.only or "rules" in args.only):  # the other files need no valid objectives
+        return EXIT_ERROR
     if args.no_keep_firing:
         plan = plan._replace(options=dataclasses.replace(plan.options, keep_firing=False))
     running = []
@@ -178,8 +180,6 @@ def write_bundle(args: argparse.Namespace, app: Any, settings: ObserveSettings, 
         diff = bundle.compare(files, directory) if args.check else bundle.write(files, directory)
     except OSError as error:
         raise ValueError(f"cannot write {directory}: {error.strerror}; choose another directory with -o") from error
-    for problem in plan.problems:
-        sys.stderr.write(f"{problem}\n")
     if not args.check and "dashboard.json" in generated and features.not_detected:
         missing = ", ".join(features.not_detected)
         sys.stderr.write(f"Not detected in this app, and left out: {missing}; add with --include, or --url\n")

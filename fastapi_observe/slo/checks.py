@@ -55,8 +55,9 @@ class ProblemCollector:
         self._name = name
 
     def __call__(self, code: str, message: str, level: str = "error") -> None:
-        """Append a problem."""
-        self._problems.append(Problem(code, level, self._name, message))
+        """Append a problem. Information that an earlier objective has given, such as a shared bucket, is left out."""
+        if level != "info" or all((code, message) != (each.code, each.text) for each in self._problems):
+            self._problems.append(Problem(code, level, self._name, message))
 
 
 def check_all(

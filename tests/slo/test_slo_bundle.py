@@ -458,7 +458,12 @@ def test_errors_of_the_bundle_command(
     assert "no module" in capsys.readouterr().err
     wrong = tiny("tiny_wrong", "/order")
     assert main(["slo", "bundle", wrong]) == main(["slo", "verify", wrong, "--prometheus", "http://127.0.0.1:9"]) == 2
-    assert "did you mean" in capsys.readouterr().err
+    assert main(["slo", "bundle", wrong, "--only", "dashboard", "--check"]) == 1  # a dashboard needs no rules
+    assert main(["slo", "check", wrong]) == 1
+    problems = [line for line in capsys.readouterr().err.splitlines() if "SLO01" in line]
+    assert len(problems) == 3  # once for each command
+    assert {line.partition("SLO01")[0] for line in problems} == {"error: "}
+    assert "did you mean" in problems[0]
     assert not (tmp_path / "observability").exists()
     target = tiny("tiny_three")
     assert main(["slo", "bundle", target.replace(":app", ":bare")]) == 2

@@ -259,6 +259,13 @@ def test_all_problems_are_reported_at_once() -> None:
         assert line in shown, line
 
 
+def test_a_bucket_of_two_objectives_is_reported_once() -> None:
+    """The second objective adds no bucket. An error of both is reported for each."""
+    assert codes(Latency("a", 99, within="300ms"), Latency("b", 99, within="300ms")) == ["SLO03"]
+    assert codes(Latency("a", 99, within="300ms"), Latency("b", 99, within="400ms")) == ["SLO03", "SLO03"]
+    assert codes(Latency("a", 99, within="soon"), Latency("b", 99, within="soon")) == ["SLO04", "SLO04"]
+
+
 @pytest.mark.parametrize(
     ("objective", "settings", "expected"),
     [

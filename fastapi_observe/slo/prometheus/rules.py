@@ -55,7 +55,7 @@ def generate_rules(app: Any, *, keep_firing: bool | None = None) -> dict[str, An
 def make_rules(plan: SLOPlan, *, keep_firing: bool | None = None) -> dict[str, Any]:
     """Return the rules of a plan; see `generate_rules`."""
     if plan.errors:
-        raise ValueError("\n".join(map(str, plan.errors)))
+        raise ValueError("\n".join(f"{problem.level}: {problem}" for problem in plan.errors))
     keep = plan.options.keep_firing if keep_firing is None else keep_firing
     name = f"fastapi-observe:{plan.service}"
     groups = []
