@@ -180,7 +180,7 @@ def test_keep_firing_can_be_left_out(tmp_path: Path) -> None:
 
 def test_invalid_objectives_make_no_rules() -> None:
     """All problems are raised at once; an app without `install` is an error."""
-    with pytest.raises(ValueError, match=r"SLO01 a: .*\nSLO01 b: "):
+    with pytest.raises(ValueError, match=r"^error: SLO01 a: .*\nerror: SLO01 b: "):
         make_rules(plan(Availability("a", 99, ["/x"]), Availability("b", 99, ["/y"])))
     with pytest.raises(LoadError, match=r"the app is not installed; call install\(app\)"):
         generate_rules(shop())
