@@ -70,7 +70,7 @@ class MetricsAccess:
             reason = self._trust.reason_for_distrust(scope, headers)
             step = "connect to the app directly, or set metrics_access, metrics_token or metrics_port"
         logging.getLogger("fastapi_observe").warning(
-            "Denied a request for the metrics: %s. If it is your scraper, %s: %s Logged at most once a minute.",
+            "Denied a request for the metrics: %s. If it is your scraper, %s. See %s Logged at most once a minute.",
             reason,
             step,
             documentation_url("how-to/behind-a-proxy"),

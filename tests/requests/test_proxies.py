@@ -122,6 +122,16 @@ def test_a_denied_scrape_is_logged(observed: Callable[..., Seen], headers: Any, 
     assert "8.8.8.8" not in line["message"]
 
 
+def test_a_denied_token_names_the_page(observed: Callable[..., Seen]) -> None:
+    """The name of the option is not taken for a secret whose value follows: the address of the page is readable."""
+    app = FastAPI()
+    seen = observed(app, metrics_token="a-token-of-some-length")  # noqa: S106 - a token of the tests
+    assert scrape(app) == 401
+    (line,) = [line for line in seen.lines if line["message"].startswith("Denied a request for the metrics")]
+    assert "send the value of metrics_token. See http" in line["message"]
+    assert "behind-a-proxy" in line["message"]
+
+
 def test_a_request_of_doctor_is_no_warning(observed: Callable[..., Seen]) -> None:
     """It is a line of level info, and the next denied scrape is warned of all the same."""
     app = FastAPI()
