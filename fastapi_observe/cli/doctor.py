@@ -96,7 +96,7 @@ def _check(args: argparse.Namespace) -> list[Check]:
     else:
         settings = ObserveSettings()
     if args.app is not None or args.url is None:
-        of_settings = (check_settings, probe_exports, check_log_file)
+        of_settings = (partial(check_settings, is_running=False), probe_exports, check_log_file)
         groups[1:1] = [partial(check, settings) for check in of_settings]
     if args.url is not None:
         url, token = _app_url(args.url, read_token(args))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from fastapi_observe.console.store import Point
+    from fastapi_observe.terminal.spans import SpanRow
 
 MIN_REQUESTS: Final = 5
 """Requests below which nothing is concluded."""
@@ -110,6 +111,7 @@ def find_problems(
     rows: Iterable[dict[str, Any]],
     slow_statements: Iterable[dict[str, Any]],
     blocked: Iterable[dict[str, Any]] = (),
+    server_spans: Iterable[tuple[str, SpanRow]] = (),
 ) -> list[dict[str, Any]]:
     """Return what to fix, each with its evidence: `title`, `detail`, `trace_id`; one entry for each cause."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -147,4 +149,12 @@ def find_problems(
             slow["statement"],
             slow["trace_id"],
         )
+    for trace_id, span in server_spans:
+        detail = f"{describe_span(span)}: start it with tracing.span or with kind INTERNAL, or remove what starts it"
+        add("server span", describe_span(span), "A request has a second server span", detail, trace_id)
     return list(found.values())[:MAX_FINDINGS]
+
+
+def describe_span(span: SpanRow) -> str:
+    """Return the name of a span and of the code that started it."""
+    return f"{span.name} ({span.scope})"

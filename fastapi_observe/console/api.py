@@ -8,7 +8,7 @@ from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.console.advice import assess_health, find_problems, route_rows, sorted_quantile
+from fastapi_observe.console.advice import assess_health, describe_span, find_problems, route_rows, sorted_quantile
 from fastapi_observe.doctor.app import check_app, check_exports, check_open_requests
 from fastapi_observe.doctor.check import run_checks
 from fastapi_observe.doctor.process import check_log_file, check_settings, check_versions
@@ -78,7 +78,11 @@ class Api:
             "tiles": self._tiles(points, lag),
             "routes": rows[:100],
             "problems": find_problems(
-                self._store.summaries(), rows, list(self._store.slow_statements), list(self._store.blocked)
+                self._store.summaries(),
+                rows,
+                list(self._store.slow_statements),
+                list(self._store.blocked),
+                self._store.nested_server_spans(),
             ),
             "requests": summaries[:MAX_SUMMARIES],
             "points": [
@@ -193,13 +197,14 @@ class Api:
 
     def _checks(self) -> list[Check]:
         observability, settings = self._observability, self._observability.settings
+        names = [describe_span(row) for _, row in self._store.nested_server_spans()]
         return run_checks(
             check_versions,
             partial(check_settings, settings),
             partial(check_exports, observability),
             partial(check_open_requests, observability),
             partial(check_log_file, settings),
-            partial(check_app, observability),
+            partial(check_app, observability, dict.fromkeys(names)),
         )
 
     def summary(self) -> str:

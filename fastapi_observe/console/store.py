@@ -9,6 +9,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.terminal.spans import SpanRow, descendants, to_row
+from fastapi_observe.traces.calls import OWN_SCOPE
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -78,6 +79,7 @@ class Store:
         self.points: deque[Point] = deque(maxlen=MAX_POINTS)
         self.running: dict[int, dict[str, Any]] = {}
         self.blocked: deque[dict[str, Any]] = deque(maxlen=MAX_SLOW)
+        self._server_spans: deque[tuple[str, SpanRow]] = deque(maxlen=MAX_SLOW)
         self.slow_statements: deque[dict[str, Any]] = deque(maxlen=MAX_SLOW)
         self.seq = 0
         self.size = 0
@@ -93,6 +95,8 @@ class Store:
                 return
             trace.spans.append(row)
             self._grow(trace, size)
+            if row.kind == "SERVER" and row.parent_id and row.scope != OWN_SCOPE:
+                self._server_spans.append((trace.trace_id, row))
 
     def add_line(self, line: bytes, trace_id: str) -> None:
         """Take a log line of a trace. One outside any trace has an empty id, and is not held."""
@@ -186,6 +190,22 @@ class Store:
             found = self._traces.get(trace_id)
             rows = [] if found is None else list(found.spans)
         return descendants(rows, span_id)
+
+    def nested_server_spans(self) -> list[tuple[str, SpanRow]]:
+        """Return the newest server spans of other code that are inside the server span of their request.
+
+        Each comes with the id of its trace. One inside the span of a call is that of another request.
+        """
+        with self._lock:
+            return [(trace_id, row) for trace_id, row in self._server_spans if self._is_in_server_span(trace_id, row)]
+
+    def _is_in_server_span(self, trace_id: str, row: SpanRow) -> bool:
+        trace = self._traces.get(trace_id)
+        rows = {} if trace is None else {each.span_id: each for each in trace.spans}
+        parent = rows.pop(row.parent_id, None)
+        while parent is not None and parent.kind == "INTERNAL":
+            parent = rows.pop(parent.parent_id, None)
+        return parent is not None and parent.kind == "SERVER"
 
     def summaries(self, since: int = 0) -> list[dict[str, Any]]:
         """Return the summaries with a higher `seq` than `since`, the newest first."""

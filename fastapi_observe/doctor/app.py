@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.doctor.check import Check, set_by
+from fastapi_observe.doctor.duplicates import check_duplicates
 from fastapi_observe.doctor.lines import check_exclusions, check_loggers
 from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.requests.access import MetricsAccess
 from fastapi_observe.traces.provider import find_user_provider
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from fastapi_observe.observability import Observability
     from fastapi_observe.settings.model import ObserveSettings
@@ -21,20 +21,11 @@ PUBLIC_PEER: Final = "203.0.113.7"
 """An address for documentation (RFC 5737): no network contains it."""
 PRIVATE_PEER: Final = "10.0.0.7"
 
-OTHER_MIDDLEWARE: Final = {
-    "prometheus_fastapi_instrumentator": "the metrics",
-    "starlette_exporter": "the metrics",
-    "starlette_prometheus": "the metrics",
-    "opentelemetry": "the spans",
-    "elasticapm": "the spans",
-}
-"""Packages whose middleware measures requests too, and the signal of fastapi-observe that covers the same."""
 
-
-def check_app(observability: Observability) -> Iterator[Check]:
-    """Check an app that `install` was called on."""
+def check_app(observability: Observability, server_spans: Iterable[str] = ()) -> Iterator[Check]:
+    """Check an app that `install` was called on. `server_spans` are those that were seen inside a server span."""
     yield from check_metrics_access(observability)
-    yield from check_duplicates(observability)
+    yield from check_duplicates(observability, server_spans)
     yield from check_loggers(observability)
     yield from check_exclusions(observability)
     yield from check_workers(observability)
@@ -98,40 +89,6 @@ def _may_read(access: MetricsAccess, peer: str, headers: dict[bytes, bytes]) -> 
         return access.allows(scope, headers)
     except Exception:  # noqa: BLE001 - the user's function: an error denies access
         return False
-
-
-def check_duplicates(observability: Observability) -> Iterator[Check]:
-    """Find what reports the same a second time: other instrumentation, another `/metrics` route, console handlers."""
-    app, settings = observability.app, observability.settings
-    found = []
-    for middleware in app.user_middleware:
-        package = str(getattr(middleware.cls, "__module__", "")).partition(".")[0]
-        if package in OTHER_MIDDLEWARE:
-            name = getattr(middleware.cls, "__name__", package)
-            step = f"remove it if {OTHER_MIDDLEWARE[package]} of fastapi-observe are enough"
-            found.append(Check("duplicates", "look", f"the middleware {name} of {package} measures requests too", step))
-    if settings.tracing and "ddtrace" in sys.modules:
-        step = "set DD_TRACE_FASTAPI_ENABLED=false and DD_TRACE_STARLETTE_ENABLED=false"
-        found.append(Check("duplicates", "look", "ddtrace makes spans of its own for each request", step))
-    if (
-        settings.metrics
-        and settings.metrics_port is None
-        and any(getattr(route, "path", None) == settings.metrics_path for route in app.routes)
-    ):
-        found.append(
-            Check(
-                "duplicates",
-                "wrong",
-                f"the app has a route {settings.metrics_path} of its own, which is hidden where ours is served",
-                "remove it (Instrumentator().expose(app)), or set metrics_path to another path",
-            )
-        )
-    if settings.logs and settings.capture_logging:
-        found += [
-            Check("duplicates", "look", text.rstrip("."), f"see {documentation_url('how-to/logging')}")
-            for text in observability.logs.console_handlers()
-        ]
-    yield from found or [Check("duplicates", "ok", "nothing else measures the app or writes its lines")]
 
 
 def check_workers(observability: Observability) -> Iterator[Check]:

@@ -55,7 +55,7 @@ def check_versions() -> Iterator[Check]:
     yield Check("versions", "ok", ", ".join(found))
 
 
-def check_settings(settings: ObserveSettings) -> Iterator[Check]:
+def check_settings(settings: ObserveSettings, *, is_running: bool = True) -> Iterator[Check]:
     """Report settings without effect, and what is switched on."""
     for message in settings.warnings():
         yield Check("settings", "look", message.rstrip("."), "correct or unset the variable")
@@ -64,7 +64,10 @@ def check_settings(settings: ObserveSettings) -> Iterator[Check]:
             "service", "look", "the service has no name", "set service_name, OTEL_SERVICE_NAME or the title of the app"
         )
     else:
-        yield Check("service", "ok", f"{settings.service_name} in {settings.environment}")
+        found = f"{settings.service_name} in {settings.environment}"
+        if not is_running and not settings.development and settings.sources()["environment"] == "default":
+            found += "; with FASTAPI_ENV=development, doctor checks what `fastapi dev` runs"
+        yield Check("service", "ok", found)
     yield from check_env_file(settings)
     switches = {
         "traces": (settings.tracing, "tracing"),

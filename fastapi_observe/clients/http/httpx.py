@@ -93,6 +93,11 @@ class HttpClients:
                 self._observed[untyped] = observed
         return client
 
+    @property
+    def observed(self) -> list[Any]:
+        """The clients that are instrumented."""
+        return list(self._observed)
+
     def restore(self) -> None:
         """Uninstrument every client. None is closed."""
         with self._lock:

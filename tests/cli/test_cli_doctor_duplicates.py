@@ -1,0 +1,181 @@
+"""The check `duplicates` of `doctor`: what reports the same a second time."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from collectors import Collector
+from fastapi import FastAPI, Request, Response
+from fastapi.testclient import TestClient
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.instrumentation.sqlalchemy.engine import EngineTracer
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+from prometheus_fastapi_instrumentator import Instrumentator
+from sqlalchemy import create_engine
+from variables import remove_variables
+
+from fastapi_observe import Observability, install
+from fastapi_observe.console.api import Api
+from fastapi_observe.console.signal import ConsoleProcessor
+from fastapi_observe.console.store import Store
+from fastapi_observe.doctor.check import Check
+from fastapi_observe.doctor.duplicates import check_duplicates
+from fastapi_observe.internal.version import documentation_url
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from conftest import Seen
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the variables of the machine."""
+    remove_variables(monkeypatch)
+
+
+@pytest.fixture
+def checked(observed: Callable[..., Seen]) -> Callable[..., Check]:
+    """Return a function that installs on an app and returns the check."""
+
+    def check(app: FastAPI | None = None, **options: Any) -> Check:
+        app = FastAPI(title="shop") if app is None else app
+        install(app, **{"otlp_endpoint": None, "instrument": [], **options})
+        return check_one(app.state.observe)
+
+    return check
+
+
+def check_one(observe: Observability) -> Check:
+    """Return the check; the last one if there are several."""
+    *_, check = check_duplicates(observe)
+    return check
+
+
+def test_what_is_there_twice(checked: Callable[..., Check]) -> None:
+    """Another route of the same path, another middleware and a console handler of one's own are named."""
+    app = FastAPI(title="shop")
+    Instrumentator().instrument(app).expose(app)
+    check = checked(app)
+    assert check.verdict == "wrong"
+    assert "a route /metrics of its own" in check.found
+
+    app = FastAPI(title="shop")
+    Instrumentator().instrument(app)
+    assert "PrometheusInstrumentatorMiddleware of prometheus_fastapi_instrumentator" in checked(app).found
+
+    class Formatter(logging.Formatter):
+        """A formatter that is not replaced."""
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter())
+    logger = logging.getLogger("shop.orders")
+    logger.addHandler(handler)
+    try:
+        check = checked()
+    finally:
+        logger.removeHandler(handler)
+    assert "'shop.orders' writes to the console itself" in check.found
+    assert "(fastapi-observe replaces only handlers with a plain logging.Formatter)" in check.found
+    handler.setFormatter(None)
+    app = FastAPI(title="shop")
+    install(app)
+    logger.addHandler(handler)  # in a request, say
+    try:
+        check = check_one(app.state.observe)
+    finally:
+        logger.removeHandler(handler)
+    assert "(fastapi-observe replaces those that are there when the app starts)" in check.found
+    assert check.step == f"see {documentation_url('how-to/logging')}"
+    assert checked(capture_logging=False).verdict == "ok"
+
+
+def test_middleware_of_contrib(checked: Callable[..., Check]) -> None:
+    """It adds no span, so there is nothing to remove."""
+    app = FastAPI(title="shop")
+    app.add_middleware(OpenTelemetryMiddleware)
+    found = "the middleware OpenTelemetryMiddleware of opentelemetry adds no span; its hooks and metrics stay"
+    assert checked(app) == Check("duplicates", "ok", found)
+
+
+def test_a_client_that_is_measured_twice(observed: Callable[..., Seen]) -> None:
+    """An instrumentor with another provider is named; with ours its spans become one with those of our client."""
+    app = FastAPI(title="shop")
+    observe = observed(app, instrument=[]).observe
+    with httpx.Client() as single, httpx.Client() as doubled:
+        for client, provider in ((single, None), (doubled, TracerProvider())):
+            observe.instrument_client(client)
+            HTTPXClientInstrumentor.instrument_client(client, tracer_provider=provider)
+        check = check_one(observe)
+        assert (check.verdict, check.step) == ("look", "instrument the client with one of the two only")
+        assert check.found == "HTTPXClientInstrumentor makes a second span of each call of 1 instrumented client"
+        HTTPXClientInstrumentor.uninstrument_client(doubled)
+        assert check_one(observe).verdict == "ok"
+        HTTPXClientInstrumentor.uninstrument_client(single)
+
+
+def test_an_engine_that_is_measured_twice(observed: Callable[..., Seen]) -> None:
+    """Only an engine that both measure is named."""
+    engine, other = create_engine("sqlite://"), create_engine("sqlite://")
+    app = FastAPI(title="shop")
+    observe = observed(app, engines=[engine], instrument=[]).observe
+    tracer = TracerProvider().get_tracer("contrib")
+    engine_tracer: Any = EngineTracer
+    engine_tracer(tracer, other, None)
+    assert check_one(observe).verdict == "ok"
+    engine_tracer(tracer, engine, None)
+    try:
+        check = check_one(observe)
+    finally:
+        engine_tracer.remove_all_event_listeners()
+    assert check.found == "SQLAlchemyInstrumentor makes a second span of each call of 1 instrumented engine"
+
+
+def test_spans_that_are_exported_twice(checked: Callable[..., Check]) -> None:
+    """The same exporter in two processors, and one that sends to otlp_endpoint, are named; another target is not."""
+    exporter = InMemorySpanExporter()
+    twice = [SimpleSpanProcessor(exporter), BatchSpanProcessor(exporter)]
+    provider = TracerProvider()
+    provider.add_span_processor(twice[0])
+    for options in ({"span_processors": twice}, {"span_processors": twice[1:], "tracer_provider": provider}):
+        check = checked(**options)
+        assert (check.verdict, check.found) == ("look", "each span is exported 2 times (InMemorySpanExporter)")
+    with Collector() as collector, Collector() as other:
+        for url, verdict in ((collector.url, "look"), (other.url, "ok")):
+            processor: Any = BatchSpanProcessor(OTLPSpanExporter(f"{url}/v1/traces"))
+            check = checked(span_processors=[processor], otlp_endpoint=collector.url)
+            assert check.verdict == verdict
+            processor.shutdown()
+
+
+def test_a_second_server_span(observed: Callable[..., Seen]) -> None:
+    """In development the running app names what starts one in its requests, on the console and for `doctor`."""
+    app = FastAPI(title="shop")
+
+    @app.middleware("http")
+    async def trace_again(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        kind = SpanKind.SERVER if request.url.path == "/doubled" else SpanKind.INTERNAL
+        with trace.get_tracer("shop").start_as_current_span("mine", kind=kind):
+            return await call_next(request)
+
+    seen = observed(app, environment="development", console=True)
+    store = Store()
+    seen.observe.tracing.add_span_processor(ConsoleProcessor(store))
+    api = Api(seen.observe, store, "instance")
+    client = TestClient(app)
+    for path, problems, verdict in (("/", [], "ok"), ("/doubled", ["mine (shop)"], "look")):
+        client.get(path)
+        found = [each["detail"].partition(":")[0] for each in api.live(0, "")["problems"] if "server" in each["kind"]]
+        assert found == problems
+        (check,) = (each for each in api.info()["checks"] if each["subject"] == "duplicates")
+        assert check["verdict"] == verdict
+    assert check["found"] == "mine (shop) is a second server span of the same request"
