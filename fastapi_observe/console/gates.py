@@ -78,7 +78,7 @@ def _is_local(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
     client: Any = scope.get("client")
     if not client or not _is_loopback(client[0]) or find_proxy_header(headers):
         return False
-    if scope.get("http_version") == "1.0":  # nginx without further configuration
+    if scope.get("http_version") == "1.0":  # the default of nginx before 1.29.7
         return False
     host = headers.get(b"host", b"").decode("latin-1").lower()
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host

@@ -55,7 +55,7 @@ def test_every_header_of_a_proxy_denies_access(observed: Callable[..., Seen]) ->
 
 
 def test_http_1_0_means_a_proxy(observed: Callable[..., Seen]) -> None:
-    """Nginx sends it by default, and no header."""
+    """It is the default of nginx before 1.29.7, which adds no header."""
     app = FastAPI()
     observed(app)
     for version in ("1.0", "0.9"):
@@ -321,9 +321,9 @@ def status(port: int, path: str) -> int:
 @pytest.mark.parametrize(
     ("proxy", "options", "through"),
     [
-        (nginx, "", 404),
+        (nginx, "proxy_http_version 1.0;", 404),  # the default before 1.29.7
         (nginx, "proxy_set_header X-Forwarded-Proto $scheme; proxy_http_version 1.1;", 404),
-        (nginx, "proxy_http_version 1.1;", 200),  # cannot be recognized, as docs/how-to/behind-a-proxy.md says
+        (nginx, "proxy_http_version 1.1;", 200),  # the default since; cannot be recognized, as the page says
         (haproxy, "option forwardfor", 404),
         (haproxy, "", 200),  # as above
         (apache2, "", 404),
