@@ -43,6 +43,10 @@ COMMANDS = {
 }
 """Command of each server for `worker_app`."""
 
+SPAWN = "import multiprocessing; multiprocessing.set_start_method('spawn'); from granian.cli import entrypoint; entrypoint()"
+COMMANDS["granian, spawned"] = ("python", "-c", SPAWN, *COMMANDS["granian"][1:])
+"""Granian as it starts its workers on Python 3.14 by default, and on macOS."""
+
 
 class Server:
     """A server and its port."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import isawaitable
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
@@ -153,7 +154,10 @@ class TrustPolicy:
         if self.always:
             return True
         if self._function is not None:
-            return bool(self._function(scope))
+            trusted = self._function(scope)
+            if isawaitable(trusted):  # of a function that is not declared as async; it would count as true
+                raise TypeError("the function that decides whom to trust returned an awaitable, not whether it does")
+            return bool(trusted)
         return self.reason_for_distrust(scope, headers) == ""
 
     def reason_for_distrust(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str:

@@ -34,6 +34,9 @@ SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what is in it is checked
 DIRECTORY_NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)(?:-[0-9a-f]{8})?")
 """PID namespace, pid and start time of the supervisor, and a checksum of the app and its addresses."""
 
+GRANIAN_WORKER: Final = "granian-worker"
+"""The name that granian gives its worker processes."""
+
 STALE_AFTER: Final = 3600.0
 """Seconds after which a directory of another PID namespace, whose supervisor cannot be seen, is removed."""
 
@@ -58,6 +61,7 @@ def find_supervisor(installed_in: int) -> Supervisor | None:
     in_gunicorn = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn")
     multiprocessing = sys.modules.get("multiprocessing.process")
     parent = multiprocessing.parent_process() if multiprocessing is not None else None
+    in_granian = parent is not None and multiprocessing.current_process().name == GRANIAN_WORKER
     if os.getpid() != installed_in:  # gunicorn --preload, or any fork
         pid = installed_in
     elif parent is not None:  # uvicorn, hypercorn and granian
@@ -66,8 +70,9 @@ def find_supervisor(installed_in: int) -> Supervisor | None:
         pid = os.getppid()
     else:
         return None
-    # gunicorn's master has one server only, and its descriptors cannot be seen if the workers run as another user.
-    sockets = None if in_gunicorn else _listening_addresses(pid)
+    # These have one server only. Descriptors of gunicorn's master cannot be seen if the workers run as another user;
+    # a worker of granian that is spawned, not forked (the default on Python 3.14), has its socket later than this.
+    sockets = None if in_gunicorn or in_granian else _listening_addresses(pid)
     return None if sockets == () else Supervisor(pid, sockets)
 
 

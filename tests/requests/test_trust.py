@@ -24,7 +24,7 @@ from fastapi_observe.traces import sampling
 from fastapi_observe.traces.sampling import RateLimitedSampler, TraceRateLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from conftest import Seen
 
@@ -289,6 +289,19 @@ def test_a_function_that_raises_trusts_no_peer(observed: Callable[..., Seen]) ->
     seen = observed(app := make_app(), trust_incoming=who)
     (answer,) = call(app, PRIVATE, PARENT, (b"x-request-id", b"abcdefgh-1"))
     assert asked["/"] == 1
+    assert answer[b"x-request-id"] != b"abcdefgh-1"
+    assert sum(seen.observe.internal_errors.counts.values()) == 1
+
+
+def test_a_function_that_returns_an_awaitable_trusts_no_peer(observed: Callable[..., Seen]) -> None:
+    """It is counted as an internal error, not as true."""
+
+    class Later:
+        def __await__(self) -> Iterator[None]:
+            yield
+
+    seen = observed(app := make_app(), trust_incoming=lambda _: Later())
+    (answer,) = call(app, PRIVATE, PARENT, (b"x-request-id", b"abcdefgh-1"))
     assert answer[b"x-request-id"] != b"abcdefgh-1"
     assert sum(seen.observe.internal_errors.counts.values()) == 1
 

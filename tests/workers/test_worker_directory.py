@@ -49,6 +49,9 @@ def test_the_supervisor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_supervisor(os.getpid()) == (7, None)
     assert find_supervisor(1) == (1, None)
     monkeypatch.setenv("SERVER_SOFTWARE", "other/1")
+    assert find_supervisor(os.getpid()) is None  # a child without a socket
+    monkeypatch.setattr(multiprocessing.current_process(), "name", "granian-worker")
+    assert find_supervisor(os.getpid()) == (7, None)
     monkeypatch.delitem(sys.modules, "multiprocessing.process")
     assert find_supervisor(os.getpid()) is None
 

@@ -28,7 +28,12 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="work
 
 SOAK = "OBSERVE_SOAK" in os.environ
 ALL_SERVERS = SOAK or "OBSERVE_ALL_FAULTS" in os.environ
-NEEDS = {"uvicorn": ("uvicorn",), "hypercorn": ("hypercorn",), "granian": ("granian",)}
+NEEDS = {
+    "uvicorn": ("uvicorn",),
+    "hypercorn": ("hypercorn",),
+    "granian": ("granian",),
+    "granian, spawned": ("granian",),
+}
 
 
 KILLED = ["gunicorn --preload", *(["uvicorn"] if ALL_SERVERS else []), *(["granian"] if SOAK else [])]
