@@ -500,9 +500,9 @@ class Observability:
             return
         self.logged_access = True
         logging.getLogger("fastapi_observe").info(
-            "Metrics at %s are served to clients on private networks (the default). Not every proxy is recognized, such "
-            "as nginx 1.29.7 and later without proxy_set_header: behind a proxy or load balancer, see the table at %s "
-            "and set metrics_access, metrics_token or metrics_port. metrics_access='private' confirms the default.",
+            "Metrics at %s are served to clients on private networks (the default). Not every proxy is recognized, "
+            "such as nginx 1.29.7 and later without proxy_set_header: behind one, see the table at %s and set "
+            "metrics_access, metrics_token or metrics_port. metrics_access='private' confirms the default.",
             settings.metrics_path,
             documentation_url("how-to/behind-a-proxy"),
         )

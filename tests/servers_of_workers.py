@@ -43,7 +43,7 @@ COMMANDS = {
 }
 """Command of each server for `worker_app`."""
 
-SPAWN = "import multiprocessing; multiprocessing.set_start_method('spawn'); from granian.cli import entrypoint; entrypoint()"
+SPAWN = "import multiprocessing; multiprocessing.set_start_method('spawn'); import granian.cli as g; g.entrypoint()"
 COMMANDS["granian, spawned"] = ("python", "-c", SPAWN, *COMMANDS["granian"][1:])
 """Granian as it starts its workers on Python 3.14 by default, and on macOS."""
 
