@@ -60,8 +60,10 @@ def find_supervisor(installed_in: int) -> Supervisor | None:
     """
     in_gunicorn = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn")
     multiprocessing = sys.modules.get("multiprocessing.process")
-    parent = multiprocessing.parent_process() if multiprocessing is not None else None
-    in_granian = parent is not None and multiprocessing.current_process().name == GRANIAN_WORKER
+    parent, in_granian = None, False
+    if multiprocessing is not None:
+        parent = multiprocessing.parent_process()
+        in_granian = multiprocessing.current_process().name == GRANIAN_WORKER
     if os.getpid() != installed_in:  # gunicorn --preload, or any fork
         pid = installed_in
     elif parent is not None:  # uvicorn, hypercorn and granian
