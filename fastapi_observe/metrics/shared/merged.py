@@ -123,13 +123,13 @@ class MergedSeries:
         if width == 1:
             total = sum([reader.values[offset] for reader, offset in refs])
             total += local.read()[0] if local is not None else 0
-            self.values = (_to_count(total),)
+            self.values = (_without_zero(total),)
             return
         cells = [reader.values[offset : offset + width] for reader, offset in refs]
         if local is not None:
             cells.append(local.read())  # type: ignore[arg-type]  # both are sequences of numbers
         *counts, total = cells[0] if len(cells) == 1 else map(sum, zip(*cells, strict=True))
-        self.values = [*map(_to_count, counts), total]
+        self.values = [*map(_without_zero, counts), total]
 
     def find_exemplars(self, exemplars: ExemplarsBySeries) -> None:
         """Set the latest exemplar of each cell."""
@@ -140,9 +140,9 @@ class MergedSeries:
                     self.exemplars[cell] = exemplar
 
 
-def _to_count(value: float) -> float:
-    """Return a count as a single process renders it: without `.0`."""
-    return int(value) if -inf < value < inf else value
+def _without_zero(value: float) -> float:
+    """Return a whole number as a single process renders it: without `.0`."""
+    return whole if -inf < value < inf and (whole := int(value)) == value else value
 
 
 class MergedFamilies:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from array import array
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -86,6 +87,20 @@ def test_metrics_that_only_other_workers_have(tmp_path: Path, member: Callable[.
     samples = member().samples()
     assert samples["theirs_total"] == {(("kind", 'a"b'),): 1}
     assert samples["their_seconds_bucket"][("le", "2.0"),] == 1
+
+
+def test_fractions_of_counters_are_kept(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """Money and seconds are not rounded. Whole numbers are rendered as in a single process."""
+    other, one = Member(tmp_path), member()
+    for each in (other, one):
+        each.metrics.business.revenue(Decimal("9.90"), "EUR")
+        each.metrics.counter("waited_seconds_total", "Waiting.").inc(0.4)
+        each.metrics.counter("jobs_total", "Jobs.", ["kind"]).labels("half").inc(1.5)
+    other.die()
+    samples = one.samples()
+    assert samples["revenue_generated_total"] == {(("currency", "EUR"),): pytest.approx(19.8)}
+    assert samples["waited_seconds_total"] == {(): pytest.approx(0.8)}
+    assert 'jobs_total{kind="half"} 3\n' in one.text()
 
 
 def test_a_metric_of_another_shape_is_left_out(tmp_path: Path, member: Callable[..., Member]) -> None:
