@@ -114,7 +114,7 @@ class TrustPolicy:
 
     `private` means `PRIVATE_NETWORKS`, UNIX sockets and Starlette's test client. Clients can forge forwarding headers,
     so these headers can only take trust away: every address in them must be in the networks too, and a proxy that
-    names no address is not trusted. HTTP/1.0 means a proxy too: nginx sends it before 1.29.7. A peer address
+    sends no address is not trusted. HTTP/1.0 means a proxy too: nginx sends it before 1.29.7. A peer address
     that the server replaced by one from a header is not trusted either, because the real peer is unknown.
 
     Whether a proxy or its client has sent an address is unknown. With `trusts_addresses=False` they do not help

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
     from pydantic import SecretStr
+    from sqlalchemy.engine import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from fastapi_observe.settings.objectives import Objective, SLOOptions
 
@@ -106,7 +108,7 @@ class Options(TypedDict, total=False):
     log_rotation: str | None
     log_retention: str | None
     log_compression: Literal["gz"] | None
-    engines: Sequence[Any]
+    engines: Sequence[Engine | AsyncEngine]
     slow_query_threshold: float
     repeated_query_threshold: int
     instrument: str | Sequence[str] | None

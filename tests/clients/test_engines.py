@@ -73,7 +73,7 @@ def test_a_wrong_engine_leaves_nothing_behind(observed: Callable[..., Seen], eng
     app = FastAPI()
     threads = set(threading.enumerate())
     with pytest.raises(SettingsError, match=r"^1 invalid setting:\n  engines: .*create_engine"):
-        install(app, engines=[engine, wrong])
+        install(app, engines=[engine, wrong])  # type: ignore[list-item]
     assert not hasattr(app.state, "observe")
     assert set(threading.enumerate()) <= threads
     assert OBSERVED_ATTRIBUTE not in vars(engine)

@@ -288,6 +288,7 @@ def test_assert_no_leak_finds_every_report() -> None:
         @app.get("/")
         async def root() -> str:
             observe.log.info("harmless", notes=["swordfish"])
+            observe.log.info("the word is swordfish")
             observe.metrics.counter("notes_total", "Notes.", ("note",)).labels("swordfish").inc()
             with observe.tracing.span("step", note="swordfish"):
                 observe.tracing.add_event("swordfish seen")
@@ -302,7 +303,14 @@ def test_assert_no_leak_finds_every_report() -> None:
                 assert_no_leak("swordfish")
         with pytest.raises(AssertionError):
             seen.assert_no_leak("swordfish")
-        for place in ("the log line 'harmless'", "the span 'step'", "event", "/metrics", "standard output"):
+        for place in (
+            "the log line 'harmless'",
+            "line 'the word is sw… (9 characters)'",
+            "the span 'step'",
+            "event",
+            "/metrics",
+            "standard output",
+        ):
             assert place in str(raised.value)
         assert "swordfish" not in str(raised.value)
         assert [span.name for span in seen.spans if span.kind.name == "SERVER"] == ["GET /", "GET /"]

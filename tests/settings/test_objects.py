@@ -136,7 +136,7 @@ def test_an_engine_without_sqlalchemy_is_refused(monkeypatch: pytest.MonkeyPatch
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     with pytest.raises(SettingsError, match="engines: invalid value"):
-        install(FastAPI(), engines=["sqlite://"])
+        install(FastAPI(), engines=["sqlite://"])  # type: ignore[list-item]
 
 
 def test_a_dependency_needs_a_function() -> None:

@@ -19,6 +19,8 @@ from opentelemetry.trace import TracerProvider
 from opentelemetry.util.re import parse_env_headers
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr, ValidationError
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 from variables import environment, remove_variables
 
 from fastapi_observe import install
@@ -583,7 +585,9 @@ def test_load_validates() -> None:
 def test_install_accepts_the_options_that_exist() -> None:
     """`Options`, the type of `install`'s arguments, has the names of `ObserveSettings` and the same choices."""
     namespace = {
+        "AsyncEngine": AsyncEngine,
         "CollectorRegistry": CollectorRegistry,
+        "Engine": Engine,
         "Objective": Objective,
         "SLOOptions": SLOOptions,
         "SecretStr": SecretStr,
