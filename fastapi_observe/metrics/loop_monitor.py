@@ -32,13 +32,15 @@ SAMPLE_EVERY: Final = 25
 """Timers on time per sample in the histogram: two samples per second, as many as the alerts are made for."""
 
 MIN_CPU_FRACTION: Final = 0.5
-"""Fraction of a stall that the process must have used the processor for, if no code is found that was running."""
+"""Fraction of a stall that the process must have used the processor for, if the thread could not see what runs: code
+in C that holds the interpreter lock, or that a loop written in C has called."""
 
 
 class BlockedLoop(NamedTuple):
-    """One time that the event loop was blocked. The location is the innermost frame of the user's code.
+    """One time that the event loop was blocked. The location is the innermost frame of the user's code, or of any code.
 
-    `location` and `record` are None if the block ended before it could be looked at, and outside requests.
+    `location` is None if the block ended before it could be looked at, or the loop itself was running. `record` is None
+    then too, and outside requests.
     `in_progress` is the number of requests in progress when it was looked at, the blocking one included. `cpu_seconds`
     is the processor time that the process used meanwhile.
     """
@@ -52,9 +54,7 @@ class BlockedLoop(NamedTuple):
     @property
     def is_by_code(self) -> bool:
         """Whether code blocked the loop. Otherwise the process did not run: the machine was busy, or has slept."""
-        # Code that waits uses no processor time either, but is found.
-        found = self.location is not None or self.record is not None
-        return found or self.cpu_seconds >= MIN_CPU_FRACTION * self.seconds
+        return self.location is not None or self.cpu_seconds >= MIN_CPU_FRACTION * self.seconds
 
 
 class BlockedLoopReport:
@@ -123,6 +123,7 @@ class LoopMonitor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._thread_id = 0
+        self._loop_caller = 0
         self._beats = 0
         self._due = 0.0
         self._cpu_before = 0.0
@@ -160,6 +161,8 @@ class LoopMonitor:
             self._timer = loop.call_later(self._interval, self._beat)
 
     def _beat(self) -> None:
+        if not isinstance(self._loop, asyncio.BaseEventLoop):  # written in C, such as uvloop: it has no frames
+            self._loop_caller = id(sys._getframe().f_back)  # noqa: SLF001 - the documented way to the current frame
         try:
             lag = max(0.0, monotonic() - self._due)
             self._beats += 1
@@ -207,7 +210,7 @@ class LoopMonitor:
                         self._busy_due = due  # many short callbacks: the loop is overloaded, but nothing blocks it
                         continue
                     frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - documented for this use
-                    location = self._own_code.innermost_location(frame)
+                    location = self._own_code.innermost_location(frame, self._loop_caller)
                     self._found = due, self._make_report(location, find_record(frame))
                 except Exception as exc:  # noqa: BLE001 - the stack changes while it is read
                     report_error("saturation", exc)

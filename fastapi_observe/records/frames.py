@@ -37,6 +37,9 @@ _DEMO: Final = str(Path(__file__).resolve().parents[1] / "demo") + os.sep
 """The app of the command `demo`: its frames count as the user's, although they are in this package."""
 
 _LOOP_FUNCTIONS: Final = frozenset({"run_forever", "run_until_complete", "_run_once", "run"})
+_LOOP_PACKAGES: Final = frozenset({"asyncio", "nest_asyncio"})
+_SELECTOR_MODULES: Final = frozenset({"selectors", "asyncio.windows_events"})
+"""Modules in which a loop waits for events."""
 _MIDDLEWARE: Final = str(Path(__file__).parents[1] / "middleware.py")
 _SCRIPTS: Final = str(Path(sysconfig.get_path("scripts")).resolve()) + os.sep
 
@@ -115,16 +118,23 @@ class OwnCode:
             frame = frame.f_back
         return None
 
-    def innermost_location(self, frame: FrameType | None) -> Location | None:
-        """Return the innermost frame of the user's code on the stack of another thread, which runs an event loop."""
+    def innermost_location(self, frame: FrameType | None, loop_caller: int) -> Location | None:
+        """Return the place of the code that an event loop runs, from the stack of its thread.
+
+        It is the innermost frame of the user's code, else the innermost frame; None if the loop has called nothing, or
+        waits for events. `loop_caller` is the id of the frame that runs a loop without frames of its own.
+        """
+        innermost, called = frame, None
         for _ in range(MAX_SEARCHED_FRAMES):
             # What is outside the event loop has called it, and does not block it.
-            if frame is None or (frame.f_code.co_name in _LOOP_FUNCTIONS and "asyncio" in frame.f_code.co_filename):
-                return None
+            if frame is None or id(frame) == loop_caller or _is_loop(frame):
+                break
             if self.includes(frame.f_code.co_filename):
                 return _location(frame)
-            frame = frame.f_back
-        return None
+            called, frame = frame, frame.f_back
+        if innermost is None or called is None or called.f_globals.get("__name__") in _SELECTOR_MODULES:
+            return None
+        return _location(innermost)
 
 
 DEFAULT_OWN_CODE: Final = OwnCode()
@@ -170,11 +180,16 @@ def shorten(name: str) -> str:
 
 
 class Location(NamedTuple):
-    """A place in the user's code. The file is relative to the working directory if it is below it."""
+    """A line of code. The file is relative to the working directory if it is below it."""
 
     file: str
     line: int
     function: str
+
+
+def _is_loop(frame: FrameType) -> bool:
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return package in _LOOP_PACKAGES and frame.f_code.co_name in _LOOP_FUNCTIONS
 
 
 def _location(frame: FrameType) -> Location:

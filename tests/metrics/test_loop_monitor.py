@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from fastapi import FastAPI, Request
+from interpreter import run
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.testclient import TestClient
-from tools import SOAK, no_thread_starts
+from tools import SOAK, needs_package, no_thread_starts
 
 from fastapi_observe.metrics.loop_monitor import BEAT_INTERVAL, BlockedLoop, BlockedLoopReport, LoopMonitor
 from fastapi_observe.records.frames import Location
@@ -19,7 +22,6 @@ from fastapi_observe.records.guard import UNATTRIBUTED_ERRORS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
     from conftest import Seen
 
 STALL = 0.3
@@ -103,15 +105,74 @@ async def test_processor_time_is_measured_with_a_stall() -> None:
         monitor = LoopMonitor(lambda _: None, 0.05, found.append, cpu_clock=lambda: next(readings) * used)  # noqa: B023
         monitor.start(asyncio.get_running_loop())
         await asyncio.sleep(0.05)
-        asyncio.get_running_loop().call_soon(time.sleep, STALL)  # no frame of this file is on the stack meanwhile
-        await asyncio.sleep(STALL + 0.1)
+        block()
+        await asyncio.sleep(0.1)
         monitor.stop()
         long = [each for each in found if each.seconds > STALL - 2 * BEAT_INTERVAL]
-        assert {(each.location, round(each.cpu_seconds, 9)) for each in long} == {(None, used)}
+        assert {round(each.cpu_seconds, 9) for each in long} == {used}
+
+
+LIBRARY = "/opt/site-packages/lib/worker.py"
+STOP = "import time\n\nasync def poll(seconds):\n    time.sleep(seconds)\n"
+
+
+@pytest.mark.parametrize("name", ["asyncio", "uvloop"])
+def test_code_of_a_library_is_named(name: str) -> None:
+    """It sleeps in a task outside requests, so that it uses no processor time and no frame is the user's.
+
+    A function without frames that the loop itself calls is known where the loop has frames.
+    """
+    found: list[BlockedLoop] = []
+    monitor = LoopMonitor(lambda _: None, 0.05, found.append)
+    library: dict[str, Any] = {}
+    exec(compile(STOP, LIBRARY, "exec"), library)  # noqa: S102 - the code above
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        monitor.start(loop)
+        await asyncio.sleep(0.1)
+        await loop.create_task(library["poll"](STALL))
+        await asyncio.sleep(0.1)
+        loop.call_soon(time.sleep, STALL)
+        await asyncio.sleep(STALL + 0.1)
+        monitor.stop()
+
+    loop = import_module(needs_package(name)).new_event_loop()
+    try:
+        loop.run_until_complete(work())  # this frame is the user's, and has called the loop
+    finally:
+        loop.close()
+    long = [each for each in found if each.seconds > STALL - 2 * BEAT_INTERVAL]
+    first, second = (each.location for each in long)
+    assert first == Location(LIBRARY, 4, "poll")
+    assert (second and second.function) == ("Handle._run" if name == "asyncio" else None)
+
+
+@pytest.mark.parametrize("name", ["asyncio", "uvloop"])
+def test_an_idle_process_that_is_stopped_is_not_reported(name: str) -> None:
+    """The time is measured. The loop waits for events, so that no code has blocked it."""
+    script = """
+        import asyncio, importlib, os, subprocess, sys
+        from fastapi_observe.metrics.loop_monitor import LoopMonitor
+        found = []
+        async def work():
+            monitor = LoopMonitor(lambda _: None, 0.05, found.append)
+            monitor.start(asyncio.get_running_loop())
+            await asyncio.sleep(0.1)
+            stopping = f"sleep 0.1; kill -STOP {os.getpid()}; sleep 0.5; kill -CONT {os.getpid()}"
+            await asyncio.to_thread(subprocess.run, ["sh", "-c", f"({stopping}) &"])
+            await asyncio.sleep(1)
+            monitor.stop()
+        loop = importlib.import_module(sys.argv[1]).new_event_loop()
+        loop.run_until_complete(work())
+        print([(each.location, each.is_by_code) for each in found if each.seconds > 0.3])
+    """
+    result = run(script, needs_package(name))
+    assert (result.stdout, result.stderr) == ("[(None, False)]\n", "")
 
 
 def test_a_process_that_did_not_run_is_not_reported_as_blocked(caplog: pytest.LogCaptureFixture) -> None:
-    """Without processor time there is no warning unless code was found. The time is counted in each case."""
+    """Without processor time there is no warning unless code was seen. The time is counted in each case."""
     counted: list[tuple[str, float]] = []
     report = BlockedLoopReport(lambda *_: "", lambda *values: counted.append(values))
     observed: list[BlockedLoop] = []
