@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.doctor.check import Check, set_by
+from fastapi_observe.doctor.check import Check, how_to_unset, set_by
 from fastapi_observe.doctor.duplicates import check_duplicates
+from fastapi_observe.doctor.instrumentation import has_no_processor
 from fastapi_observe.doctor.lines import check_exclusions, check_loggers
 from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.requests.access import MetricsAccess
@@ -188,30 +189,45 @@ def check_open(requests: int, websockets: int) -> Check:
 
 
 def check_user_provider(settings: ObserveSettings) -> Iterator[Check]:
-    """Say that spans go to a tracer provider of the user, if there is one: its exporters are not known here."""
+    """Say that spans go to a tracer provider of the user, if there is one, and whether it can export them."""
     provider = find_user_provider(settings) if settings.tracing else None
     if provider is None:
         return
-    kind = type(provider)
-    found = (
-        f"spans go to your tracer provider ({kind.__module__}.{kind.__qualname__}), whose span processors export them"
-    )
-    if settings.traces_url is None:
-        yield Check("export of traces", "ok", found)
+    name = f"{type(provider).__module__}.{type(provider).__qualname__}"
+    if is_idle := has_no_processor(provider):
+        found = f"no trace is exported: your tracer provider ({name}) has no span processor"
     else:
-        found += "; otlp_endpoint has no effect on them" + set_by(settings, "otlp_endpoint")
+        found = f"spans go to your tracer provider ({name}), whose span processors export them"
+    if settings.otlp_endpoint is not None:
+        found += "; otlp_endpoint has no effect on spans" + set_by(settings, "otlp_endpoint")
+    if is_idle and not settings.development:
+        step = "add a span processor with an exporter to it, or remove it and set OTEL_EXPORTER_OTLP_ENDPOINT"
+        yield Check("export of traces", "look", found, step)
+    elif settings.otlp_endpoint is not None:
         yield Check("export of traces", "look", found, "unset one of the two")
+    else:
+        yield Check("export of traces", "ok", found)
 
 
 def check_no_export(settings: ObserveSettings) -> Iterator[Check]:
     """Say why an app exports nothing, and what to set."""
-    if not settings.tracing:  # "signals" has it, and an endpoint would change nothing
-        return
-    if settings.development:
+    source = settings.sources()["otlp_endpoint"]
+    if not settings.tracing:
+        if settings.otlp_endpoint is not None:
+            found = f"otlp_endpoint is set{set_by(settings, 'otlp_endpoint')}, but tracing is off"
+            step = f"{how_to_unset(settings, 'tracing')} to export traces"
+            yield Check("export", "look", found + set_by(settings, "tracing"), step)
+    elif settings.span_processors:
+        yield Check("export", "ok", "spans go to span_processors; nothing is sent to otlp_endpoint, which is not set")
+    elif settings.development:
         yield Check("export", "ok", "nothing is exported; the development console shows the traces")
-    elif settings.sources()["otlp_endpoint"] == "OTEL_TRACES_EXPORTER":
+    elif source == "OTEL_TRACES_EXPORTER":
         found = "no trace is exported: OTEL_TRACES_EXPORTER does not contain otlp"
         yield Check("export", "look", found, "set OTEL_TRACES_EXPORTER=otlp, or unset it")
     else:
-        found = "no trace is exported: otlp_endpoint is not set" + set_by(settings, "otlp_endpoint")
-        yield Check("export", "look", found, "set OTEL_EXPORTER_OTLP_ENDPOINT")
+        found = "no trace is exported: otlp_endpoint is not set"
+        step = "set OTEL_EXPORTER_OTLP_ENDPOINT"
+        if source != "default":
+            found = "no trace is exported: otlp_endpoint is None" + set_by(settings, "otlp_endpoint")
+            step = f"{how_to_unset(settings, 'otlp_endpoint')}, so that OTEL_EXPORTER_OTLP_ENDPOINT is read"
+        yield Check("export", "look", found, step)

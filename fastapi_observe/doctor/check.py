@@ -28,6 +28,12 @@ def set_by(settings: ObserveSettings, option: str) -> str:
     return {"default": "", "argument": f" ({option} of install)"}.get(source, f" ({source})")
 
 
+def how_to_unset(settings: ObserveSettings, option: str) -> str:
+    """Return the step that takes back what set an option: its variable, or its argument."""
+    source = settings.sources()[option]
+    return f"remove {option} from install" if source == "argument" else f"unset {source}"
+
+
 def run_checks(*groups: Callable[[], Iterator[Check]]) -> list[Check]:
     """Return the checks of all groups. A group that raises becomes a check of its own."""
     checks: list[Check] = []

@@ -42,9 +42,19 @@ def real_tracer(tracer: Any) -> Any:
 
 def list_exporters(provider: Any) -> list[Any]:
     """Return the exporters of a provider's span processors, and those processors that show none."""
+    return [_find_exporter(processor) for processor in _find_processors(provider) or ()]
+
+
+def has_no_processor(provider: Any) -> bool:
+    """Return whether a provider is known to have no span processor but ours, which export nothing of a user's one."""
+    processors = _find_processors(provider)
+    return processors is not None and all(type(each).__module__.startswith("fastapi_observe.") for each in processors)
+
+
+def _find_processors(provider: Any) -> list[Any] | None:
     provider = getattr(provider, "provider", provider)  # Logfire's proxy
-    processors = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", ())
-    return [_find_exporter(getattr(processor, "_inner", processor)) for processor in processors]
+    processors = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", None)
+    return None if processors is None else [getattr(processor, "_inner", processor) for processor in processors]
 
 
 def _find_exporter(processor: Any) -> Any:

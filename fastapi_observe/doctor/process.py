@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from packaging.requirements import Requirement
 
-from fastapi_observe.doctor.check import Check, set_by
+from fastapi_observe.doctor.check import Check, how_to_unset, set_by
 from fastapi_observe.doctor.lines import check_lines
 from fastapi_observe.traces.provider import find_user_provider
 
@@ -115,13 +115,19 @@ def check_sampling(settings: ObserveSettings) -> Iterator[Check]:
     if find_user_provider(settings) is not None:
         yield Check("sampling", "ok", "the sampler of your tracer provider decides")
         return
-    if settings.sampler == "always_off":
-        found = "no trace is exported: sampler is always_off" + set_by(settings, "sampler")
-        yield Check("sampling", "look", found, "unset it to export traces")
+    is_off = settings.sampler.endswith("always_off")
+    ratio = 0 if is_off else settings.sample_ratio
+    is_every = settings.sampler.endswith("always_on") or ratio == 1
+    tail = settings.tail_sampling if settings.sampler != "always_off" and not is_every else ()
+    if not (is_every or ratio or tail):
+        option, value = ("sampler", settings.sampler) if is_off else ("sample_ratio", 0)
+        new = "new " * settings.sampler.startswith("parentbased")
+        found = f"no {new}trace is exported: {option} is {value}{set_by(settings, option)}"
+        yield Check("sampling", "look", found, f"{how_to_unset(settings, option)} to export traces")
         return
-    head = "every trace" if settings.sampler.endswith("always_on") else f"{settings.sample_ratio:.0%} of new traces"
-    tail = f"; and every request of these kinds: {', '.join(settings.tail_sampling)}" if settings.tail_sampling else ""
-    yield Check("sampling", "ok", f"exports {head}{tail if not head.startswith(('every', '100%')) else ''}")
+    head = "every trace" if is_every else f"{100 * ratio:g}% of new traces"
+    text = f"; and every request of these kinds: {', '.join(tail)}" if tail else ""
+    yield Check("sampling", "ok", f"exports {head}{text}")
 
 
 def check_log_file(settings: ObserveSettings) -> Iterator[Check]:
