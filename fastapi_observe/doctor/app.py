@@ -8,6 +8,7 @@ from fastapi_observe.doctor.check import Check, how_to_unset, set_by
 from fastapi_observe.doctor.duplicates import check_duplicates
 from fastapi_observe.doctor.instrumentation import has_no_processor
 from fastapi_observe.doctor.lines import check_exclusions, check_loggers
+from fastapi_observe.internal.networks import parse_address
 from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.requests.access import MetricsAccess
 from fastapi_observe.traces.provider import find_user_provider
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 PUBLIC_PEER: Final = "203.0.113.7"
 """An address for documentation (RFC 5737): no network contains it."""
 PRIVATE_PEER: Final = "10.0.0.7"
+LOCAL_PEER: Final = "127.0.0.1"
 
 
 def check_app(observability: Observability, server_spans: Iterable[str] = ()) -> Iterator[Check]:
@@ -41,20 +43,17 @@ def check_metrics_access(observability: Observability) -> Iterator[Check]:
     if settings.metrics_dependency is not None:
         yield Check("metrics access", "ok", "metrics_dependency decides; try it with --url")
         return
-    where = f"port {settings.metrics_port}" if settings.metrics_port is not None else settings.metrics_path
+    host = settings.metrics_host
+    where = settings.metrics_path if settings.metrics_port is None else f"port {settings.metrics_port} of {host}"
     token = settings.metrics_token
     if token is not None:
         yield Check("metrics access", "ok", f"{where} is served to clients that send metrics_token")
         return
-    if settings.metrics_port is not None:
-        yield Check(
-            "metrics access",
-            "look",
-            f"{where} is served to every client",
-            "block the port from outside, or set metrics_token",
-        )
-        return
     access = MetricsAccess(settings.metrics_access, None)
+    if settings.metrics_port is not None and _is_this_machine(host):
+        served = "clients on this machine" if _may_read(access, LOCAL_PEER, {}) else "no client"
+        yield Check("metrics access", "ok", f"{where} is served to {served}")
+        return
     readers = {
         name: _may_read(access, peer, headers)
         for name, peer, headers in (
@@ -75,6 +74,11 @@ def check_metrics_access(observability: Observability) -> Iterator[Check]:
         proxies = documentation_url("how-to/behind-a-proxy")
         step = f"behind a proxy that sends no forwarding header, set metrics_token: {proxies}"
         yield Check("metrics access", "ok", found, step if settings.metrics_access == "private" else "")
+
+
+def _is_this_machine(host: str) -> bool:
+    address = parse_address(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
 def _may_read(access: MetricsAccess, peer: str, headers: dict[bytes, bytes]) -> bool:

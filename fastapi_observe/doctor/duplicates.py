@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.doctor.check import Check
@@ -10,6 +9,7 @@ from fastapi_observe.doctor.instrumentation import (
     export_target,
     find_client_tracer,
     find_engine_tracers,
+    is_traced_by_datadog,
     list_exporters,
 )
 from fastapi_observe.instrumentors.provider import InstrumentorTracer
@@ -65,7 +65,7 @@ def _check_middleware(observability: Observability) -> Iterator[Check]:
         elif package == CONTRIB:
             found = f"the middleware {name} of {package} adds no span; its hooks and metrics stay"
             yield Check(SUBJECT, "ok", found)
-    if settings.tracing and "ddtrace" in sys.modules:
+    if settings.tracing and is_traced_by_datadog(app):
         step = "set DD_TRACE_FASTAPI_ENABLED=false and DD_TRACE_STARLETTE_ENABLED=false"
         yield Check(SUBJECT, "look", "ddtrace makes spans of its own for each request", step)
     if (

@@ -1,4 +1,4 @@
-"""Private names of OpenTelemetry's instrumentors, span processors and exporters, to find what is measured twice.
+"""Private names of OpenTelemetry (instrumentors, processors, exporters) and ddtrace, to find what is measured twice.
 
 Where a name is missing, nothing is found.
 """
@@ -33,6 +33,13 @@ def find_engine_tracers() -> Iterator[tuple[Any, Any]]:
         engine = reference()
         if event == "before_cursor_execute" and engine is not None:
             yield engine, real_tracer(getattr(getattr(function, "__self__", None), "tracer", None))
+
+
+def is_traced_by_datadog(app: Any) -> bool:
+    """Return whether ddtrace makes spans of an app's requests. It marks the framework whose requests it traces."""
+    packages = (cls.__module__.partition(".")[0] for cls in type(app).__mro__)
+    framework = next((package for package in packages if package in {"fastapi", "starlette"}), "")
+    return bool(getattr(sys.modules.get(framework), "_datadog_patch", False))
 
 
 def real_tracer(tracer: Any) -> Any:

@@ -173,7 +173,15 @@ def test_who_can_read_the_metrics(checked: Callable[..., dict[str, Check]]) -> N
         ({"metrics_access": "never"}, "ok", "/metrics is served to none of the tried clients"),
         ({"metrics_access": broken}, "ok", "/metrics is served to none of the tried clients"),
         ({"metrics_token": "a-long-token"}, "ok", "/metrics is served to clients that send metrics_token"),
-        ({"metrics_port": 9464}, "look", "port 9464 is served to every client"),
+        ({"metrics_port": 9464}, "ok", "port 9464 of 127.0.0.1 is served to clients on this machine"),
+        ({"metrics_port": 9464, "metrics_host": "localhost"}, "ok", "port 9464 of localhost is served to clients on"),
+        ({"metrics_port": 9464, "metrics_access": "never"}, "ok", "port 9464 of 127.0.0.1 is served to no client"),
+        ({"metrics_port": 9464, "metrics_host": "::"}, "ok", "port 9464 of :: is served to clients of the private"),
+        (
+            {"metrics_port": 9464, "metrics_host": "0.0.0.0", "metrics_access": "always"},  # noqa: S104 - not bound
+            "wrong",
+            "port 9464 of 0.0.0.0 is served to public clients",
+        ),
         ({"metrics_dependency": lambda: None}, "ok", "metrics_dependency decides"),
     )
     for options, verdict, found in cases:

@@ -107,6 +107,17 @@ def test_middleware_of_contrib(checked: Callable[..., Check]) -> None:
     assert checked(app) == Check("duplicates", "ok", found)
 
 
+def test_ddtrace(checked: Callable[..., Check], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named if it traces the app's framework, which its variables prevent; not because it is imported."""
+    monkeypatch.setattr("starlette._datadog_patch", True, raising=False)
+    assert checked().verdict == "ok"
+    monkeypatch.setattr("fastapi._datadog_patch", True, raising=False)
+    check = checked(FastAPI(title="shop"))
+    assert (check.verdict, check.found) == ("look", "ddtrace makes spans of its own for each request")
+    assert check.step == "set DD_TRACE_FASTAPI_ENABLED=false and DD_TRACE_STARLETTE_ENABLED=false"
+    assert checked(tracing=False).verdict == "ok"
+
+
 def test_a_client_that_is_measured_twice(observed: Callable[..., Seen]) -> None:
     """An instrumentor with another provider is named; with ours its spans become one with those of our client."""
     app = FastAPI(title="shop")
