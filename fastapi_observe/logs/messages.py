@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi_observe.logs.line import MAX_STACKTRACE, MAX_VALUE, to_text, truncate
 from fastapi_observe.records.exceptions import exception_chain, tail
 from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE
+from fastapi_observe.redaction.values import MAX_MEMBERS
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Iterator
 
     from fastapi_observe.redaction.redactor import Redactor
 
@@ -29,6 +31,9 @@ QUERY: Final = re.compile(r"\?(\S*?)(?=\"?(?:\s|$))")
 
 PATH: Final = re.compile(r"(?<=[ \"])/[^\s?\"]*+")
 """A requested path."""
+
+CONVERSION: Final = re.compile(r"%(?:%|\((?P<name>[^()]*)\)[#0 +-]*[0-9*]*(?:\.[0-9*]*)?[hlL]?[A-Za-z])")
+"""A conversion of a named argument, or `%%`."""
 
 STRUCTLOG_FIELDS: Final = frozenset({"_from_structlog", "_logger", "_name", "_record"})
 """What structlog adds to an event for its own formatter."""
@@ -56,14 +61,44 @@ def to_exception(exc_info: object) -> BaseException | None:
     return found if isinstance(found, BaseException) else None
 
 
+class _RedactedArguments(Mapping[str, Any]):
+    """Named arguments of a record. A value is redacted when it is read, because a mapping may compute it."""
+
+    def __init__(self, given: Mapping[str, Any], redactor: Redactor) -> None:
+        self._given = given
+        self._redactor = redactor
+
+    def __getitem__(self, name: str) -> Any:
+        return self._redactor.value_in_text(str(name), self._given[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def convert(self, match: re.Match[str]) -> str:
+        """Return a conversion such as `%(pin)04d`, or `%(pin)s` if the value is redacted: it is no number then."""
+        name = match["name"]
+        if name is None:
+            return match[0]
+        value = self._given[name]
+        return match[0] if self._redactor.value_in_text(name, value) is value else f"%({name})s"
+
+
 def format_message(record: logging.LogRecord, redactor: Redactor) -> str:
     """Return the message of a record, with the values of `%(name)s` redacted by names that it does not contain."""
-    if isinstance(record.args, Mapping):
-        named = dict(record.args)
-        redacted = redactor.fields(named)
-        if redacted is not named:
-            record = copy(record)
-            record.args = redacted
+    given = record.args
+    if isinstance(given, Mapping) and (
+        type(given) is not dict
+        or len(given) > MAX_MEMBERS
+        or any(redactor.value_in_text(str(name), value) is not value for name, value in given.items())
+    ):
+        record = copy(record)
+        # `logging` reads it by name only, as `%` does.
+        record.args = arguments = _RedactedArguments(given, redactor)
+        if isinstance(record.msg, str):
+            record.msg = CONVERSION.sub(arguments.convert, record.msg)
     return record.getMessage()
 
 

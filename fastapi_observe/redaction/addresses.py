@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address, ip_network
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.internal.networks import parse_address
 from fastapi_observe.redaction.patterns import REDACTED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SECRET_HEADERS: Final = frozenset(
     """authorization proxy-authorization cookie set-cookie x-api-key x-auth-token x-csrf-token x-xsrf-token
@@ -38,6 +41,9 @@ _WITH_PORT: Final = re.compile(
     r"(?P<v4>\d{1,3}(?:\.\d{1,3}){3}):\d{1,5}|\[(?P<v6>[0-9A-Fa-f:.%\w]{2,64})\](?::\d{1,5})?"
 )
 
+_MAX_FORWARDED_ADDRESSES: Final = 16
+_MAX_FORWARDED_PARAMETERS: Final = 8
+
 
 def truncate_to_network(address: str) -> str:
     """Return the network of an address, without its port: `203.0.113.0/24`, `2001:db8:1::/48`.
@@ -57,3 +63,17 @@ def truncate_to_network(address: str) -> str:
         return address
     prefix_length = _IPV4_PREFIX_LENGTH if isinstance(parsed, IPv4Address) else _IPV6_PREFIX_LENGTH
     return str(ip_network((parsed, prefix_length), strict=False))
+
+
+def redact_forwarded(value: str, redact_address: Callable[[str], str | None]) -> str:
+    """Return the value of `X-Forwarded-For`, `Forwarded` or `X-Real-IP` with redacted addresses."""
+    parts = value.split(",")[:_MAX_FORWARDED_ADDRESSES]
+    return ", ".join(_redact_forwarded_part(part.strip(), redact_address) for part in parts)
+
+
+def _redact_forwarded_part(part: str, redact_address: Callable[[str], str | None]) -> str:
+    if "=" not in part:
+        return str(redact_address(part))
+    pairs = [pair.partition("=") for pair in part.split(";")[:_MAX_FORWARDED_PARAMETERS]]
+    named = [(name.strip().lower(), value.strip(' "')) for name, _, value in pairs]
+    return ";".join(f"{name}={redact_address(value)}" for name, value in named if name in {"for", "by"})

@@ -14,6 +14,7 @@ from fastapi_observe.redaction.addresses import (
     MAX_ADDRESS_LENGTH,
     SECRET_HEADER_WORDS,
     SECRET_HEADERS,
+    redact_forwarded,
     truncate_to_network,
 )
 from fastapi_observe.redaction.cache import BoundedCache
@@ -82,8 +83,6 @@ MAX_CACHED_TEXT_LENGTH: Final = 256
 
 MAX_SCANNED_QUERY: Final = MAX_QUERY_BYTES + MARGIN
 _MAX_SCANNED_PATH: Final = MAX_PATH_LENGTH + MARGIN
-_MAX_FORWARDED_ADDRESSES: Final = 16
-_MAX_FORWARDED_PARAMETERS: Final = 8
 
 _is_trigger: Final = TRIGGER_CHARACTERS.search
 _has_digits: Final = re.compile(r"[2-6][0-9 -]{12}").search
@@ -340,6 +339,17 @@ class Redactor:
                 return self.address(value) if header == "client.address" else self.header(name, value)
         return value
 
+    def value_in_text(self, name: str, value: Any) -> Any:
+        """Return the replacement of a value that is inserted into a sentence under this name, or the value itself.
+
+        The names are those of `text`: under an ambiguous one, only what looks like an id is secret.
+        """
+        names = self._names
+        if isinstance(value, str | int | float) and names.is_secret(name) and not names.is_secret_in_text(name):
+            text = f"{name}={value}"[:MAX_SCANNED_LENGTH]
+            return value if self.text(text) == text else REDACTED
+        return self.value_for_name(name, value)
+
     def value(self, value: Any) -> Any:
         """Return a copy of any object without secrets, or the object itself if it has none."""
         kind = type(value)
@@ -572,17 +582,8 @@ class Redactor:
             return REDACTED
         value = value[:MAX_SCANNED_LENGTH]
         if name in ADDRESS_HEADERS and not self.capture_pii:
-            parts = value.split(",")[:_MAX_FORWARDED_ADDRESSES]
-            return ", ".join(self._redact_forwarded(part.strip()) for part in parts)
+            return redact_forwarded(value, self.address)
         return self.text(value)
-
-    def _redact_forwarded(self, part: str) -> str:
-        """Return one element of `X-Forwarded-For`, `Forwarded` or `X-Real-IP` with addresses as networks."""
-        if "=" not in part:
-            return str(self.address(part))
-        pairs = [pair.partition("=") for pair in part.split(";")[:_MAX_FORWARDED_PARAMETERS]]
-        named = [(name.strip().lower(), value.strip(' "')) for name, _, value in pairs]
-        return ";".join(f"{name}={self.address(value)}" for name, value in named if name in {"for", "by"})
 
 
 def _end(pattern: re.Pattern[str], match: re.Match[str]) -> int:

@@ -232,7 +232,6 @@ def test_named_arguments_are_redacted_by_their_names() -> None:
         observe = install(FastAPI())
         log, given = logging.getLogger("shop"), {"user": "ada", "password": "correct horse"}
         log.warning("%(user)s sent %(password)s", given)
-        log.warning("%(pin)d", {"pin": 4711})
         class Braces(logging.LogRecord):
             def getMessage(self):
                 return self.msg.format(**self.args)
@@ -241,8 +240,45 @@ def test_named_arguments_are_redacted_by_their_names() -> None:
         observe.close()
         """
     )
-    assert output.events == ["ada sent REDACTED", "%(pin)d", "ada sent REDACTED"]
-    assert output.lines[1]["fields"] == {"args": {"pin": "REDACTED"}}
+    assert output.events == ["ada sent REDACTED", "ada sent REDACTED"]
+
+
+def test_redacted_named_arguments_keep_the_message() -> None:
+    """Whatever the conversion and the mapping are. An ambiguous name redacts only what looks like an id, as in text."""
+    output = run(
+        """
+        observe = install(FastAPI())
+        class Computed(dict):
+            def __missing__(self, name):
+                return len(name)
+        log = logging.getLogger("shop")
+        for message, given in (
+            ("%(token)d tokens, %(left)04d left, 100 %% of %(secret)-9.3f|", {"token": 512, "left": 7, "secret": 1.5}),
+            ("%(tokens)d tokens, pin %(pin)04d", {"tokens": 512, "pin": 7}),
+            ("%(password)r, %(api_key)2.2s", {"password": "hunter2", "api_key": "abc"}),
+            ("status %(code)s, session %(session)s, %(auth)s", {"code": 404, "session": 3, "auth": "basic"}),
+            ("session %(session)s", {"session": "7f3a9c21b4d8e6f05a1c"}),
+            ("%(session)s %(size)02d %(password)02d", Computed(session="abc")),
+            ("%(codes)s %(auth)s", {"codes": ["a1"], "auth": {"user": "ada"}}),
+            ("to %(user.email)s", {"user.email": "ada@example.org"}),
+            ("%(missing)d", {"password": "hunter2"}),
+        ):
+            log.warning(message, given)
+        observe.close()
+        """
+    )
+    assert output.events == [
+        "REDACTED tokens, 0007 left, 100 % of REDACTED|",
+        "512 tokens, pin 0007",
+        "REDACTED, REDACTED",
+        "status 404, session 3, basic",
+        "session REDACTED",
+        "abc 04 REDACTED",
+        "REDACTED REDACTED",
+        "to REDACTED",
+        "%(missing)d",
+    ]
+    assert output.lines[-1]["fields"] == {"args": {"password": "REDACTED"}}
 
 
 def test_a_mapping_as_message() -> None:
