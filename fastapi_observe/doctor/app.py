@@ -148,7 +148,7 @@ def check_export_counts(signal: str, exported: int, queued: int, dropped: int, f
 def check_dropped_lines(signal: str, dropped: int) -> Iterator[Check]:
     """Report lines that were dropped, of standard output or of the log file."""
     if dropped:
-        step = "fastapi_observe_dropped_total has the reason"
+        step = "see the reason in fastapi_observe_dropped_total, a metric"
         yield Check(signal, "wrong", f"{dropped} lines were dropped", step)
 
 

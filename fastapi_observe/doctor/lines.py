@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastapi_observe.observability import Observability
     from fastapi_observe.settings.model import ObserveSettings
 
+EXCLUDING_OPTIONS: Final = ("exclude_paths", "exclude_from", "exclude_urls")
 MAX_NAMES_PER_CHECK: Final = 5
 """Routes or loggers that one check names."""
 
@@ -86,18 +87,21 @@ def check_exclusions(observability: Observability) -> Iterator[Check]:
         for method in sorted(getattr(route, "methods", None) or ()):
             bits = request_filter.excluded_signals({"path": path, "method": method})
             signals = [name for name, bit in SIGNAL_BITS.items() if bits & bit]
-            number += 1
+            is_api = getattr(route, "include_in_schema", True)
+            number += bool(signals or is_api)  # without the pages of the documentation
             if signals:
                 from_some = f" ({', '.join(signals)})" if len(signals) < len(SIGNAL_BITS) else ""
                 excluded.append(f"{method} {path}{from_some}")
-            elif getattr(route, "include_in_schema", True):
+            elif is_api:
                 is_api_left = True
     if excluded:
+        settings = observability.settings
+        options = [f"{name}{set_by(settings, name)}" for name in EXCLUDING_OPTIONS if getattr(settings, name)]
         yield Check(
             "exclusions",
             "ok" if is_api_left else "look",
-            f"{len(excluded)} of {number} routes are excluded: {_first(excluded)}",
-            "correct exclude_paths, exclude_from or exclude_urls",
+            f"excluded routes ({len(excluded)} of {number}): {_first(excluded)}",
+            f"correct {' or '.join(options)}",
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -504,9 +506,29 @@ def test_excluded_routes(checked: Callable[..., dict[str, Check]]) -> None:
 
     assert "exclusions" not in checked(shop())
     check = checked(shop(), exclude_paths=["/health"], exclude_from={"logs": ["GET /orders"]})["exclusions"]
-    assert check.found == "2 of 10 routes are excluded: GET /health, GET /orders (logs)"
+    assert check.found == "excluded routes (2 of 2): GET /health, GET /orders (logs)"
     assert check.verdict == "look"
-    assert checked(shop(), exclude_urls=["/health$"])["exclusions"].verdict == "ok"
+    assert check.step == "correct exclude_paths (exclude_paths of install) or exclude_from (exclude_from of install)"
+    check = checked(shop(), exclude_urls=["/health$", "/docs$"])["exclusions"]
+    assert (check.verdict, check.step) == ("ok", "correct exclude_urls (exclude_urls of install)")
+    assert check.found == "excluded routes (3 of 4): GET /docs, HEAD /docs, GET /health"
+
+
+def test_no_step_starts_with_a_name() -> None:
+    """A step is printed with its first letter in upper case, which no name of an option or metric survives."""
+    steps: list[str] = []
+    for module in (ROOT / "fastapi_observe" / "doctor").glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            values: list[ast.expr] = []
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Check":
+                values = node.args[3:]
+            elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "step":
+                values = [node.value]
+            for value in values:
+                first = value.values[0] if isinstance(value, ast.JoinedStr) else value
+                steps += [first.value] if isinstance(first, ast.Constant) and isinstance(first.value, str) else []
+    assert len(steps) > 20
+    assert [step for step in steps if not re.match("[A-Za-z]+ ", step)] == []
 
 
 def test_the_metrics_of_a_running_app(capsys: pytest.CaptureFixture[str]) -> None:
