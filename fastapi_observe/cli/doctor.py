@@ -123,7 +123,9 @@ def checks_as_text(checks: list[Check]) -> str:
     style = Style.for_stream(sys.stdout)
     lines = []
     for check, line in zip(
-        checks, align([(check.verdict, check.subject, printable(check.found)) for check in checks]), strict=True
+        checks,
+        align([(check.verdict, printable(check.subject), printable(check.found)) for check in checks]),
+        strict=True,
     ):
         lines.append(style.paint(line[: len(check.verdict)], COLORS[check.verdict]) + line[len(check.verdict) :])
         if check.step and check.verdict != "ok":

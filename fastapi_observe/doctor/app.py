@@ -8,6 +8,7 @@ from fastapi_observe.doctor.check import Check, how_to_unset, set_by
 from fastapi_observe.doctor.duplicates import check_duplicates
 from fastapi_observe.doctor.instrumentation import has_no_processor
 from fastapi_observe.doctor.lines import check_exclusions, check_loggers
+from fastapi_observe.doctor.process import SERVERS_AT_EXIT
 from fastapi_observe.internal.networks import parse_address
 from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.requests.access import MetricsAccess
@@ -163,9 +164,12 @@ def degraded_workers() -> Check:
 
 
 def separate_workers(source: str) -> Check:
-    """Return the check of worker processes that were told not to share. `source` is what told them."""
-    found = f"each worker process reports its own values: multiprocess is off{source}"
-    return Check("workers", "look", found, "unset it if the server has several workers")
+    """Return the check of worker processes that do not share their values. `source` is what sets `multiprocess`.
+
+    There may be one only: `gunicorn -w 1` and `uvicorn --reload` have a supervisor too.
+    """
+    found = f"multiprocess is off{source}; of several worker processes, each would report its own values"
+    return Check("workers", "ok", found)
 
 
 def sharing_workers(number: int) -> Check:
@@ -174,22 +178,19 @@ def sharing_workers(number: int) -> Check:
 
 
 def check_open_requests(observability: Observability) -> Iterator[Check]:
-    """Report what the server of the running process would wait for at its exit."""
+    """Report what is open in the running process."""
     if observability.settings.metrics:
         yield check_open(observability.metrics.requests_in_progress, observability.metrics.open_websockets)
 
 
 def check_open(requests: int, websockets: int) -> Check:
-    """Return the check of what is open now: a server waits for it at its exit."""
+    """Return the check of what is open now, which an exit waits for. A served request is open too, so it is `ok`."""
     if not requests and not websockets:
         return Check("exit", "ok", "no request or WebSocket is open")
     numbers = ((requests, "request"), (websockets, "WebSocket"))
     names = " and ".join(f"{number} {name}{'s' * (number > 1)}" for number, name in numbers if number)
-    are, them = ("is", "it") if requests + websockets == 1 else ("are", "them")
-    found = f"{names} {are} open; uvicorn waits for {them} without limit unless --timeout-graceful-shutdown is set"
-    return Check(
-        "exit", "look", found, "if streams or WebSockets stay open, start it with --timeout-graceful-shutdown 5"
-    )
+    are = "is" if requests + websockets == 1 else "are"
+    return Check("exit", "ok", f"{names} {are} open; {SERVERS_AT_EXIT}")
 
 
 def check_user_provider(settings: ObserveSettings) -> Iterator[Check]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.doctor.check import Check
 from fastapi_observe.doctor.instrumentation import (
+    export_headers,
     export_target,
     find_client_tracer,
     find_engine_tracers,
@@ -108,12 +109,15 @@ def _check_exporters(observability: Observability) -> Iterator[Check]:
     """Find targets that get each span more than once."""
     if not observability.settings.tracing:
         return
-    url = observability.settings.traces_url
-    exporters: dict[str | int, list[object]] = {}
+    settings = observability.settings
+    own_headers = {name: value.get_secret_value() for name, value in settings.otlp_headers.items()}
+    exporters: dict[tuple[str | int, frozenset[tuple[str, str]]], list[object]] = {}
     for exporter in list_exporters(observability.tracing.provider):
-        target = export_target(exporter, url if isinstance(exporter, ExportProcessor) else None)
-        exporters.setdefault(target, []).append(exporter)
-    for target, same in exporters.items():
+        is_own = isinstance(exporter, ExportProcessor)
+        target = export_target(exporter, settings.traces_url if is_own else None)
+        headers = export_headers(exporter, own_headers if is_own else None)
+        exporters.setdefault((target, headers), []).append(exporter)
+    for (target, _), same in exporters.items():
         if len(same) > 1:
             to = f" to {observability.redactor.text(target)}" if isinstance(target, str) else ""
             found = f"each span is exported {len(same)} times{to} ({type(same[-1]).__name__})"

@@ -5,13 +5,23 @@ Where a name is missing, nothing is found.
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+
+from fastapi_observe.traces.processors import ExportProcessor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _METHODS = ("handle_request", "handle_async_request")
+_EXPORTING: Final = (BatchSpanProcessor, SimpleSpanProcessor, ExportProcessor)
+_LOOPBACK: Final = re.compile(r"^(?:127\.0\.0\.1|\[::1\])(?=:|$)")
+_SDK_HEADERS: Final = {"content-type", "content-encoding", "user-agent"}
+_TRACES_PATH: Final = "/v1/traces"
 
 
 def find_client_tracer(client: Any) -> Any:
@@ -48,7 +58,7 @@ def real_tracer(tracer: Any) -> Any:
 
 
 def list_exporters(provider: Any) -> list[Any]:
-    """Return the exporters of a provider's span processors, and those processors that show none."""
+    """Return the exporters of a provider's span processors, and those processors that may not export every span."""
     return [_find_exporter(processor) for processor in _find_processors(provider) or ()]
 
 
@@ -65,11 +75,24 @@ def _find_processors(provider: Any) -> list[Any] | None:
 
 
 def _find_exporter(processor: Any) -> Any:
+    if type(processor) not in _EXPORTING:  # a subclass may choose among the spans
+        return processor
     batch = getattr(processor, "_batch_processor", None)
     return getattr(processor, "span_exporter", None) or getattr(batch, "_exporter", None) or processor
 
 
 def export_target(exporter: Any, endpoint: str | None = None) -> str | int:
-    """Return the URL that an exporter sends to, without its scheme. For any other it is a number of its target."""
+    """Return the place that an exporter sends to: host, port and path. For any other it is a number of its target."""
     url = endpoint or getattr(exporter, "_endpoint", None)
-    return url.partition("://")[2] or url if isinstance(url, str) else id(getattr(exporter, "out", exporter))
+    if not isinstance(url, str):
+        return id(getattr(exporter, "out", exporter))
+    host, _, path = (url.partition("://")[2] or url).partition("/")
+    path = f"/{path}".rstrip("/").removesuffix(_TRACES_PATH).rstrip("/")
+    return _LOOPBACK.sub("localhost", host.lower()) + path
+
+
+def export_headers(exporter: Any, headers: Mapping[str, str] | None = None) -> frozenset[tuple[str, str]]:
+    """Return the headers that the user gave an exporter, such as one that names the tenant."""
+    found = headers or getattr(getattr(exporter, "_client", exporter), "_headers", None) or {}
+    pairs = found.items() if isinstance(found, Mapping) else found
+    return frozenset((str(name).lower(), str(value)) for name, value in pairs if str(name).lower() not in _SDK_HEADERS)

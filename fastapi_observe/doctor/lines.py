@@ -47,16 +47,16 @@ def check_loggers(observability: Observability) -> Iterator[Check]:
     if not (settings.logs and settings.capture_logging):
         return
     if names := _sort_loggers(observability, _disabled_loggers()):
-        text = f"loggers are disabled, so their records have no line: {_first(names)}"
+        text = f"loggers are disabled, so their records have no line: {join_first(names)}"
         step = "set disable_existing_loggers to False in logging.config.dictConfig or fileConfig"
         yield Check("lines", "look", text, step)
     if names := _sort_loggers(observability, observability.logs.detached_loggers()):
-        text = f"loggers do not propagate, so their records have no line: {_first(names)}"
+        text = f"loggers do not propagate, so their records have no line: {join_first(names)}"
         yield Check("lines", "look", text, "remove propagate=False, unless their own handlers are enough")
     if source := set_by(settings, "quiet_loggers"):
-        yield Check("lines", "ok", f"records below warn are dropped of {_first([*settings.quiet_loggers])}{source}")
+        yield Check("lines", "ok", f"records below warn are dropped of {join_first([*settings.quiet_loggers])}{source}")
     if strict := _sort_loggers(observability, observability.logs.strict_loggers()):
-        yield Check("lines", "ok", f"loggers have a level of their own above log_level: {_first(strict)}")
+        yield Check("lines", "ok", f"loggers have a level of their own above log_level: {join_first(strict)}")
 
 
 def _sort_loggers(observability: Observability, names: list[str]) -> list[str]:
@@ -100,11 +100,12 @@ def check_exclusions(observability: Observability) -> Iterator[Check]:
         yield Check(
             "exclusions",
             "ok" if is_api_left else "look",
-            f"excluded routes ({len(excluded)} of {number}): {_first(excluded)}",
+            f"excluded routes ({len(excluded)} of {number}): {join_first(excluded)}",
             f"correct {' or '.join(options)}",
         )
 
 
-def _first(names: list[str]) -> str:
+def join_first(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = len(names) - MAX_NAMES_PER_CHECK
     return ", ".join(names[:MAX_NAMES_PER_CHECK]) + (f" and {more} more" if more > 0 else "")

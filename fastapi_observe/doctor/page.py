@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,10 +17,13 @@ from fastapi_observe.doctor.app import (
     sharing_workers,
 )
 from fastapi_observe.doctor.check import Check
+from fastapi_observe.doctor.lines import join_first
 from fastapi_observe.formats.metric_names import PROMETHEUS, SEMCONV
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from prometheus_client.samples import Sample
 
 LINE_SIGNALS: Final = ("logs", "log_file")
 """Signals that `fastapi_observe_exported_total` has without an export."""
@@ -34,17 +38,24 @@ DEGRADED: Final = "fastapi_observe_metrics_degraded"
 WORKERS: Final = "fastapi_observe_workers"
 OPEN_REQUESTS: Final = (PROMETHEUS.in_progress, SEMCONV.in_progress)
 OPEN_WEBSOCKETS: Final = "websocket_connections_active"
-SINGLE: Final = (DEGRADED, WORKERS, OPEN_WEBSOCKETS, *OPEN_REQUESTS)
+INFO: Final = "fastapi_observe_info"
+SINGLE: Final = (INFO, DEGRADED, WORKERS, OPEN_WEBSOCKETS, *OPEN_REQUESTS)
 REQUESTS: Final = (PROMETHEUS.requests, SEMCONV.requests)
 """The count of requests, by either naming of the metrics."""
 NO_ROUTE: Final = {PROMETHEUS.unmatched, SEMCONV.unmatched}
 """Requests without a route, such as those of `doctor` itself."""
+MAX_SIGNALS: Final = 5
+"""Signals with a check of their own: fastapi-observe has no more."""
+MAX_NAME_LENGTH: Final = 60
+"""Characters of a label value that are shown."""
+MAX_COUNT: Final = 1e15
 
 
 class MetricsPage:
     """The metrics that the checks need, from the lines of a response."""
 
     def __init__(self, lines: Iterable[str]) -> None:
+        """Parse the lines. Raises `ValueError` if one that is needed is not in the text format."""
         wanted = tuple(f"{name}{end}" for name in (*READ, OVERFLOW_TOTAL, *SINGLE, *REQUESTS) for end in "{ ")
         text = "\n".join(line for line in lines if line.startswith(wanted))
         self.counts: dict[str, Counter[str]] = {}
@@ -53,37 +64,45 @@ class MetricsPage:
         self.has_requests = False
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if sample.name in READ:
-                    signal = self.counts.setdefault(sample.labels.get("signal", ""), Counter())
-                    signal[READ[sample.name]] += int(sample.value)
-                elif sample.name == OVERFLOW_TOTAL and sample.value:
-                    self.overflown.add(sample.labels.get("metric", ""))
-                elif sample.name in SINGLE:
-                    self.values[sample.name] += int(sample.value)
-                elif sample.name in REQUESTS and sample.value:
-                    endpoint = sample.labels.get("endpoint", sample.labels.get("http_route"))
-                    self.has_requests = self.has_requests or endpoint not in NO_ROUTE
+                self._add(sample)
+
+    def _add(self, sample: Sample) -> None:
+        if sample.name in READ:
+            signal = self.counts.setdefault(sample.labels.get("signal", "")[:MAX_NAME_LENGTH], Counter())
+            signal[READ[sample.name]] += _to_count(sample)
+        elif sample.name == OVERFLOW_TOTAL and sample.value:
+            self.overflown.add(sample.labels.get("metric", "")[:MAX_NAME_LENGTH])
+        elif sample.name in SINGLE:
+            self.values[sample.name] += _to_count(sample)
+        elif sample.name in REQUESTS and sample.value:
+            endpoint = sample.labels.get("endpoint", sample.labels.get("http_route"))
+            self.has_requests = self.has_requests or endpoint not in NO_ROUTE
 
     def check_cardinality(self, url: str) -> Iterator[Check]:
         """Report metrics with more label sets or values than allowed."""
         if self.overflown:
-            found = f"new label values are recorded as __overflow__: {', '.join(sorted(self.overflown))}"
+            found = f"new label values are recorded as __overflow__: {join_first(sorted(self.overflown))}"
             yield Check(
                 "cardinality", "look", found, f"run python -m fastapi_observe cardinality {url} to see the label"
             )
 
     def check_counts(self) -> Iterator[Check]:
         """Report what was exported and dropped, whether workers share, what is open, and an app without requests."""
-        for signal, counts in sorted(self.counts.items()):
+        if INFO not in self.values:
+            yield Check("metrics", "look", "they are not those of fastapi-observe", "see what serves this path")
+            return
+        for signal, counts in islice(sorted(self.counts.items()), MAX_SIGNALS):
             if signal in LINE_SIGNALS:
                 yield from check_dropped_lines(signal, counts["dropped"])
             else:
                 yield check_export_counts(
                     signal, counts["exported"], counts["queued"], counts["dropped"], counts["failed"]
                 )
-        if not self.counts.keys() - {*LINE_SIGNALS}:
-            step = "set OTEL_EXPORTER_OTLP_ENDPOINT, unless your own tracer provider exports; doctor MODULE:APP tells"
-            yield Check("export", "look", "fastapi-observe exports nothing", step)
+        if (more := len(self.counts) - MAX_SIGNALS) > 0:
+            yield Check("export", "look", f"{more} more signals: not those of fastapi-observe", "see /metrics")
+        if not self.counts.keys() - {*LINE_SIGNALS}:  # the metrics are the same whether that is intended or not
+            found = "fastapi-observe exports nothing; intended with tracing off or a tracer provider of your own, "
+            yield Check("export", "ok", found + "else set OTEL_EXPORTER_OTLP_ENDPOINT; doctor MODULE:APP checks which")
         yield from self._check_workers()
         yield from self._check_open()
         if not self.has_requests:
@@ -95,10 +114,17 @@ class MetricsPage:
             yield degraded_workers()
         elif WORKERS in self.values and not self.values[WORKERS]:
             yield separate_workers("")
-        elif self.counts or WORKERS in self.values:  # of fastapi-observe
+        else:
             yield sharing_workers(self.values[WORKERS])
 
     def _check_open(self) -> Iterator[Check]:
         requests = [self.values[name] for name in OPEN_REQUESTS if name in self.values]
         if requests:
             yield check_open(sum(requests), self.values[OPEN_WEBSOCKETS])
+
+
+def _to_count(sample: Sample) -> int:
+    # A gauge of several workers can be below 0 for a moment.
+    if not -MAX_COUNT < sample.value < MAX_COUNT:
+        raise ValueError(f"{sample.name} is {sample.value:g}")
+    return max(int(sample.value), 0)

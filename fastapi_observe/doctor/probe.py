@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 from urllib.parse import urlsplit
 
-import httpx
-
 from fastapi_observe.doctor.app import PUBLIC_PEER, check_no_export, check_user_provider
-from fastapi_observe.doctor.check import Check
+from fastapi_observe.doctor.check import Check, Verdict
 from fastapi_observe.doctor.page import MetricsPage
 from fastapi_observe.export.push import signal_url
 from fastapi_observe.export.setup import make_transport
@@ -21,7 +19,10 @@ from fastapi_observe.settings.sources import SettingsError
 from fastapi_observe.slo.http_get import GetError, get, iter_body
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    import httpx
 
     from fastapi_observe.settings.model import ObserveSettings
 
@@ -32,7 +33,10 @@ MAX_SKEW: Final = 5.0
 EMPTY_REQUEST: Final = b""
 """An export request without items in protobuf, for any signal."""
 OK_STATUS: Final = 200
-AS_DOCTOR: Final = {"User-Agent": DOCTOR_AGENT}
+RESPONSE_TIMEOUT: Final = 10.0
+"""Seconds that one response may take as a whole."""
+MAX_REASON_LENGTH: Final = 200
+"""Characters that are shown of why the metrics cannot be read."""
 NOT_SERVED: Final = {
     401: "send metrics_token in your scraper",
     404: "the metrics are off, on another path or port (metrics_path, metrics_port), or metrics_access denies them to "
@@ -81,7 +85,7 @@ def check_clock(url: str) -> Iterator[Check]:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     try:
-        with get(f"{parts.scheme}://{host}/", headers=AS_DOCTOR) as response:
+        with _ask(f"{parts.scheme}://{host}/") as response:
             skew = _read_skew(response)
     except GetError:
         return
@@ -113,16 +117,16 @@ def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterato
     """
     of_console = [*_probe_console(url, token, allow_http_token=allow_http_token)]
     yield from of_console
-    target, lines = f"{url}/metrics", None
+    target, own_checks = f"{url}/metrics", list[Check]()
     try:
-        with get(target, headers={**AS_DOCTOR, "Accept": "text/plain;version=0.0.4"}) as response:
+        with _ask(target, headers={"Accept": "text/plain;version=0.0.4"}) as response:
             own, skew = response.status_code, _read_skew(response)
             if own == OK_STATUS:
-                lines = _read_lines(response)
+                own_checks = [*_check_metrics(target, response, has_console=len(of_console) > 1)]
     except GetError as error:
-        yield Check("app", "wrong", f"{target}: {error.reason}", "start it, or correct --url")
+        yield Check("app", "wrong", f"{target}: {error.reason}", error.step)
         return
-    if _status(target, {**AS_DOCTOR, "X-Forwarded-For": PUBLIC_PEER}) == OK_STATUS:
+    if _status(target, {"X-Forwarded-For": PUBLIC_PEER}) == OK_STATUS:
         found = f"{url}/metrics is served to a public client behind a proxy"
         yield Check("metrics access", "wrong", found, "set metrics_token or metrics_access")
     elif own == OK_STATUS:
@@ -130,33 +134,35 @@ def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterato
     else:
         found = f"{url}/metrics responds {own} to this machine"
         yield Check("metrics access", "look", found, NOT_SERVED.get(own, "see the log of the app"))
-    if lines is not None:
-        yield from _check_metrics(target, lines, has_console=len(of_console) > 1)
+    yield from own_checks
     yield from _check_skew(skew, urlsplit(url).netloc.rpartition("@")[2])
 
 
-def _read_lines(response: httpx.Response) -> list[str] | None:
-    """Return the lines of a response, None if it is too large or breaks off."""
+def _check_metrics(url: str, response: httpx.Response, *, has_console: bool) -> Iterator[Check]:
     try:
-        return b"".join(iter_body(response)).decode(errors="replace").splitlines()
-    except (GetError, httpx.HTTPError, OSError):
-        return None
-
-
-def _check_metrics(url: str, lines: list[str], *, has_console: bool) -> Iterator[Check]:
-    try:
-        page = MetricsPage(lines)
-    except ValueError:  # not the text format
+        page = MetricsPage(b"".join(iter_body(response)).decode(errors="replace").splitlines())
+    except (GetError, ValueError) as error:
+        reason = error.reason if isinstance(error, GetError) else str(error)
+        found = f"the metrics cannot be read: {reason[:MAX_REASON_LENGTH]}"
+        yield Check("metrics", "look", found, f"see what responds at {url}")
         return
     if not has_console:  # which has the same from inside
         yield from page.check_counts()
     yield from page.check_cardinality(url)
 
 
+def _ask(
+    url: str, headers: Mapping[str, str] | None = None, *, token: str | None = None, allow_http_token: bool = False
+) -> AbstractContextManager[httpx.Response]:
+    """Send a GET request that names `doctor`."""
+    headers = {"User-Agent": DOCTOR_AGENT, **(headers or {})}
+    return get(url, headers=headers, token=token, allow_http_token=allow_http_token, total_timeout=RESPONSE_TIMEOUT)
+
+
 def _status(url: str, headers: dict[str, str]) -> int | None:
     """Return the status of a response, None if there is none."""
     try:
-        with get(url, headers=headers) as response:
+        with _ask(url, headers=headers) as response:
             return response.status_code
     except GetError:
         return None
@@ -165,12 +171,20 @@ def _status(url: str, headers: dict[str, str]) -> int | None:
 def _probe_console(base: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
     target = f"{base}/observe/api/info"
     try:
-        with get(target, headers=AS_DOCTOR, token=token, allow_http_token=allow_http_token) as response:
+        with _ask(target, token=token, allow_http_token=allow_http_token) as response:
             found: Any = json.loads(b"".join(iter_body(response))) if response.status_code == OK_STATUS else None
-        checks = [Check(**each) for each in found["checks"]] if found else None
+        checks = [read_check(each) for each in found["checks"]] if found else None
     except (GetError, ValueError, KeyError, TypeError):
         return
     if checks is None:
         yield Check("console", "ok", "not served to this client; from inside, more can be checked: doctor MODULE:APP")
     else:
         yield from checks
+
+
+def read_check(found: dict[str, Any]) -> Check:
+    """Return a check that a console sent. Raises `TypeError` or `ValueError` if it is not one."""
+    check = Check(**found)
+    if check.verdict not in get_args(Verdict) or not all(isinstance(text, str) for text in check):
+        raise ValueError(f"{found} is not a check")
+    return check

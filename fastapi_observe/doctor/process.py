@@ -27,6 +27,10 @@ LOW_DISK: Final = 1 << 30
 FRAMEWORK_DISTRIBUTIONS: Final = ("fastapi", "uvicorn")
 DOCKER_GRACE: Final = 10
 """Seconds after SIGTERM after which Docker kills a container."""
+SERVERS_AT_EXIT: Final = (
+    "uvicorn waits for open requests without limit unless --timeout-graceful-shutdown is set, granian unless "
+    "--workers-kill-timeout is set; gunicorn (30 s) and hypercorn (3 s) have a limit by default"
+)
 
 
 def check_versions() -> Iterator[Check]:
@@ -88,8 +92,7 @@ def check_exit(settings: ObserveSettings) -> Check:
     found = f"the export takes up to {settings.shutdown_timeout:g} s{set_by(settings, 'shutdown_timeout')}"
     if settings.shutdown_timeout > DOCKER_GRACE:
         return Check("exit", "look", found, "Docker kills a container after 10 s: lower shutdown_timeout")
-    found += "; before it, uvicorn waits for open requests, without limit unless --timeout-graceful-shutdown is set"
-    return Check("exit", "ok", found)
+    return Check("exit", "ok", f"{found}; before it, {SERVERS_AT_EXIT}")
 
 
 def check_env_file(settings: ObserveSettings) -> Iterator[Check]:

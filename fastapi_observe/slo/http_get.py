@@ -36,12 +36,18 @@ class GetError(Exception):
 
 @contextmanager
 def get(
-    url: str, *, headers: Mapping[str, str], token: str | None = None, allow_http_token: bool = False
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    token: str | None = None,
+    allow_http_token: bool = False,
+    total_timeout: float | None = None,
 ) -> Iterator[httpx.Response]:
     """Send a GET request and yield the response. Read its body with `iter_body`.
 
     No redirect is followed and no variable of the environment is read, such as those for proxies. A bearer token is
-    sent over plain http to a private address only, unless `allow_http_token`. Raises `GetError`, also from inside the
+    sent over plain http to a private address only, unless `allow_http_token`. It takes `TOTAL_TIMEOUT` at most, unless
+    `total_timeout` is given. Raises `GetError`, also from inside the
     `with` block if reading the body fails.
     """
     headers = {"Accept-Encoding": "identity", "User-Agent": "fastapi-observe", **headers}
@@ -50,7 +56,7 @@ def get(
             raise GetError("the token is not an ASCII word", "correct --token")
         headers["Authorization"] = f"Bearer {token}"
     plain = token is not None and not allow_http_token and not url.lower().startswith("https:")
-    deadline = _Deadline(private_only=plain)
+    deadline = _Deadline(total_timeout or TOTAL_TIMEOUT, private_only=plain)
     try:
         # The context of `ssl` trusts the certificates of the system, as other programs of this machine do.
         with (
@@ -76,16 +82,16 @@ def iter_body(response: httpx.Response) -> Iterator[bytes]:
 
 
 class _Deadline:
-    """Ends a request after `TOTAL_TIMEOUT`, and before the token is sent to a public address if `private_only`.
+    """Ends a request after `total_timeout` seconds, and before the token is sent to a public address if `private_only`.
 
     The timeouts of httpx apply to a single read, so that a server which sends a byte at a time would never time out.
     """
 
-    def __init__(self, *, private_only: bool) -> None:
+    def __init__(self, total_timeout: float, *, private_only: bool) -> None:
         self.expired = threading.Event()
         self._private_only = private_only
         self._socket: Any = None
-        self._timer = threading.Timer(TOTAL_TIMEOUT, self._expire)
+        self._timer = threading.Timer(total_timeout, self._expire)
         self._timer.daemon = True
 
     def __enter__(self) -> None:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from conftest import Seen
 
+INFO: Final = 'fastapi_observe_info{version="0.2.0"} 1.0'
+
 ROOT: Final = Path(__file__).parents[2]
 
 MODULE: Final = """
@@ -193,32 +195,36 @@ def test_who_can_read_the_metrics(checked: Callable[..., dict[str, Check]]) -> N
 
 
 def test_workers_that_do_not_share(checked: Callable[..., dict[str, Check]]) -> None:
-    """With `multiprocess` off, each worker has its own values."""
+    """With `multiprocess` off, each worker has its own values. There may be one only, so it is no problem."""
     check = checked(multiprocess="off")["workers"]
-    assert check.verdict == "look"
-    assert check.found.endswith(" multiprocess is off (multiprocess of install)")
+    assert check.verdict == "ok"
+    assert check.found.startswith("multiprocess is off (multiprocess of install); of several worker processes, each ")
     assert checked(multiprocess="auto")["workers"].verdict == "ok"
 
 
 @pytest.mark.usefixtures("gunicorn")
 def test_workers_of_a_running_app(observed: Callable[..., Seen], tmp_path: Path) -> None:
     """The metrics alone say how many workers share them, and that they do not with `multiprocess` off."""
-    for options, verdict, found in (
-        ({"multiprocess": "off"}, "look", "each worker process reports its own values: multiprocess is off"),
-        ({"multiprocess_directory": str(tmp_path)}, "ok", "one process"),
+    for options, number, found in (
+        (
+            {"multiprocess": "off"},
+            0,
+            "multiprocess is off; of several worker processes, each would report its own values",
+        ),
+        ({"multiprocess_directory": str(tmp_path)}, 1, "one process"),
     ):
         app = FastAPI(title="shop")
         seen = observed(app, **options)
         with TestClient(app):
             check = by_subject([*MetricsPage(seen.text.splitlines()).check_counts()])["workers"]
-            assert (check.verdict, check.found) == (verdict, found)
-            assert seen.sample("fastapi_observe_workers") == (verdict == "ok")
-    check = by_subject([*MetricsPage(["fastapi_observe_workers 3.0"]).check_counts()])["workers"]
+            assert (check.verdict, check.found) == ("ok", found)
+            assert seen.sample("fastapi_observe_workers") == number
+    check = by_subject([*MetricsPage([INFO, "fastapi_observe_workers 3.0"]).check_counts()])["workers"]
     assert check.found == "3 worker processes share /metrics"
 
 
 def test_what_an_exit_waits_for(observed: Callable[..., Seen]) -> None:
-    """Open requests and WebSockets are counted, by the metrics and from inside."""
+    """Open requests and WebSockets are counted, by the metrics and from inside. A busy app has some, so it is `ok`."""
     app = FastAPI(title="shop")
     seen = observed(app)
     found: list[Check] = []
@@ -242,8 +248,8 @@ def test_what_an_exit_waits_for(observed: Callable[..., Seen]) -> None:
         client.get("/orders")
         (check,) = look()
         websocket.send_text("end")
-    assert check.found.startswith("1 WebSocket is open; uvicorn waits for it without limit unless ")
-    assert (found[0].verdict, found[0].found[:36]) == ("look", "1 request and 1 WebSocket are open; ")
+    assert check.found.startswith("1 WebSocket is open; uvicorn waits for open requests without limit unless ")
+    assert (found[0].verdict, found[0].found[:36]) == ("ok", "1 request and 1 WebSocket are open; ")
     app = FastAPI(title="shop")
     install(app, metrics=False)
     assert not [*check_open_requests(app.state.observe)]
@@ -339,7 +345,7 @@ def test_a_running_app_outside_development(capsys: pytest.CaptureFixture[str]) -
         assert found in out
         assert "not served to this client" in out
     assert main(["doctor", "--url", f"http://127.0.0.1:{port}"]) == 1
-    assert "Start it, or correct --url." in capsys.readouterr().out
+    assert "Start the server, or correct host and port." in capsys.readouterr().out
 
 
 def test_a_running_app_gets_three_requests(capsys: pytest.CaptureFixture[str]) -> None:
@@ -565,6 +571,7 @@ def test_the_metrics_of_a_running_app(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_metrics_page_with_losses() -> None:
     """Lines of all signals and reasons are added up; a page of another server has no counts."""
     lines = [
+        INFO,
         'fastapi_observe_exported_total{signal="traces"} 7.0',
         'fastapi_observe_queue_items{signal="traces"} 1.0',
         'fastapi_observe_dropped_total{reason="queue_full",signal="traces"} 2.0',
@@ -578,4 +585,6 @@ def test_a_metrics_page_with_losses() -> None:
     assert checks["logs"].found == "3 lines were dropped"
     assert {check.verdict for check in checks.values()} == {"wrong"}
     assert checks.keys() == {"export of traces", "logs", "workers"}
-    assert by_subject([*MetricsPage(["up 1"]).check_counts()]).keys() == {"export", "requests"}
+    assert [*MetricsPage(["up 1"]).check_counts()] == [
+        Check("metrics", "look", "they are not those of fastapi-observe", "see what serves this path")
+    ]

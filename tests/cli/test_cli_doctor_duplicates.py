@@ -29,6 +29,7 @@ from fastapi_observe.console.signal import ConsoleProcessor
 from fastapi_observe.console.store import Store
 from fastapi_observe.doctor.check import Check
 from fastapi_observe.doctor.duplicates import check_duplicates
+from fastapi_observe.doctor.instrumentation import export_target
 from fastapi_observe.internal.version import documentation_url
 
 if TYPE_CHECKING:
@@ -166,6 +167,38 @@ def test_spans_that_are_exported_twice(checked: Callable[..., Check]) -> None:
             check = checked(span_processors=[processor], otlp_endpoint=collector.url)
             assert check.verdict == verdict
             processor.shutdown()
+
+
+class ErrorProcessor(BatchSpanProcessor):
+    """Exports failed spans only."""
+
+
+def test_exporters_that_do_not_send_the_same(checked: Callable[..., Check]) -> None:
+    """A subclass may choose among the spans, and a header may name a tenant: nothing is to be removed."""
+    with Collector() as collector:
+        url = f"{collector.url}/v1/traces"
+
+        def exporter(**headers: str) -> OTLPSpanExporter:
+            return OTLPSpanExporter(url, headers=headers)
+
+        cases: tuple[tuple[list[Any], str | None, str], ...] = (
+            ([ErrorProcessor(exporter()), ErrorProcessor(exporter())], None, "ok"),
+            ([ErrorProcessor(exporter())], collector.url, "ok"),
+            ([BatchSpanProcessor(exporter(tenant="a")), BatchSpanProcessor(exporter(tenant="b"))], None, "ok"),
+            ([BatchSpanProcessor(exporter(tenant="a"))], collector.url, "ok"),
+            ([BatchSpanProcessor(exporter(tenant="a")), BatchSpanProcessor(exporter(Tenant="a"))], None, "look"),
+        )
+        for processors, endpoint, verdict in cases:
+            assert checked(span_processors=processors, otlp_endpoint=endpoint).verdict == verdict
+            for processor in processors:
+                processor.shutdown()
+
+
+@pytest.mark.parametrize("url", ["localhost:4318", "http://127.0.0.1:4318/v1/traces/", "https://[::1]:4318/v1/traces"])
+def test_names_of_the_same_target(url: str) -> None:
+    """The loopback address has three names, and the path may be left out."""
+    assert export_target(object(), url) == "localhost:4318"
+    assert export_target(object(), f"{url}x") != "localhost:4318"
 
 
 def test_a_second_server_span(observed: Callable[..., Seen]) -> None:
