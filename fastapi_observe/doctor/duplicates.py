@@ -10,6 +10,7 @@ from fastapi_observe.doctor.instrumentation import (
     export_target,
     find_client_tracer,
     find_engine_tracers,
+    find_tracer_of_all_clients,
     is_traced_by_datadog,
     list_exporters,
 )
@@ -86,15 +87,22 @@ def _check_calls(observability: Observability) -> Iterator[Check]:
     """Find instrumentors whose spans do not become one with those of our clients: their provider is another one."""
     if not observability.settings.tracing:
         return
-    clients = (find_client_tracer(client) for client in observability.http_clients.observed)
+    clients = [find_client_tracer(client) for client in observability.http_clients.observed]
+    if not clients and _is_second(find_tracer_of_all_clients()):
+        found = "HTTPXClientInstrumentor makes a second span of each call of HttpClientDep and other clients of ours"
+        yield Check(SUBJECT, "look", found, "instrument httpx without a tracer_provider, or use no client of ours")
     for kind, name, tracers in (
         ("client", "HTTPXClientInstrumentor", clients),
         ("engine", "SQLAlchemyInstrumentor", _engine_tracers()),
     ):
-        count = sum(tracer is not None and not isinstance(tracer, MERGING_TRACERS) for tracer in tracers)
+        count = sum(map(_is_second, tracers))
         if count:
             found = f"{name} makes a second span of each call of {count} instrumented {kind}{'s' * (count > 1)}"
             yield Check(SUBJECT, "look", found, f"instrument the {kind} with one of the two only")
+
+
+def _is_second(tracer: object) -> bool:
+    return tracer is not None and not isinstance(tracer, MERGING_TRACERS)
 
 
 def _engine_tracers() -> Iterator[object]:

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from fastapi_observe.traces.processors import ExportProcessor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _METHODS = ("handle_request", "handle_async_request")
 _EXPORTING: Final = (BatchSpanProcessor, SimpleSpanProcessor, ExportProcessor)
@@ -26,7 +26,17 @@ _TRACES_PATH: Final = "/v1/traces"
 
 def find_client_tracer(client: Any) -> Any:
     """Return the tracer with which contrib's instrumentor measures a client of httpx; None if it does not."""
-    for transport in (getattr(client, "_transport", None), *getattr(client, "_mounts", {}).values()):
+    return _find_transport_tracer((getattr(client, "_transport", None), *getattr(client, "_mounts", {}).values()))
+
+
+def find_tracer_of_all_clients() -> Any:
+    """Return the tracer with which contrib's instrumentor measures all clients of httpx; None if it does not."""
+    module = sys.modules.get("httpx")
+    return _find_transport_tracer(getattr(module, name, None) for name in ("HTTPTransport", "AsyncHTTPTransport"))
+
+
+def _find_transport_tracer(transports: Iterable[Any]) -> Any:
+    for transport in transports:
         for method in _METHODS:
             wrapper = getattr(getattr(transport, method, None), "_self_wrapper", None)
             tracer = getattr(wrapper, "keywords", {}).get("tracer")

@@ -135,6 +135,24 @@ def test_a_client_that_is_measured_twice(observed: Callable[..., Seen]) -> None:
         HTTPXClientInstrumentor.uninstrument_client(single)
 
 
+def test_all_clients_are_measured_twice(observed: Callable[..., Seen]) -> None:
+    """An instrumentor of all clients with another provider is named before the app has made a client."""
+    found = "HTTPXClientInstrumentor makes a second span of each call of "
+    for provider, before, after in ((None, "", ""), (TracerProvider(), "HttpClientDep", "1 instrumented client")):
+        HTTPXClientInstrumentor().instrument(tracer_provider=provider)
+        try:
+            observe = observed(FastAPI(title="shop"), instrument=[]).observe
+            checks = [check_one(observe)]
+            with httpx.Client() as client:
+                observe.instrument_client(client)
+                checks.append(check_one(observe))
+        finally:
+            HTTPXClientInstrumentor().uninstrument()
+        for check, calls in zip(checks, (before, after), strict=True):
+            assert check.verdict == ("look" if calls else "ok")
+            assert check.found.startswith(found + calls) == bool(calls)
+
+
 def test_an_engine_that_is_measured_twice(observed: Callable[..., Seen]) -> None:
     """Only an engine that both measure is named."""
     engine, other = create_engine("sqlite://"), create_engine("sqlite://")
