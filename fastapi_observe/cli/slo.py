@@ -79,7 +79,8 @@ def _add_bundle(commands: Commands) -> None:
         write_bundle,
         help="generate rules with tests, dashboard, alert routing and runbooks",
         epilog="Deletes no file, changes no file that fastapi-observe did not generate, and keeps the sections of "
-        "runbooks that you wrote. Exits with 1 if --check finds a difference, with 2 if nothing can be generated.",
+        "runbooks that you wrote. Exits with 1 if --check finds a difference, with 2 if nothing is generated, "
+        "such as for an invalid objective.",
     )
     parser.add_argument(
         "-o", "--output", default=DIRECTORY, metavar="DIRECTORY", help=f"where to write (default: {DIRECTORY})"
@@ -162,7 +163,7 @@ def _print_none(args: argparse.Namespace, plan: SLOPlan) -> None:
 
 def write_bundle(args: argparse.Namespace, app: Any, settings: ObserveSettings, plan: SLOPlan) -> int:
     """Write the files, or compare them with those in the directory."""
-    if _print_problems(plan) and (not args.only or "rules" in args.only):  # the other files need no valid objectives
+    if _print_problems(plan):
         return EXIT_ERROR
     if args.no_keep_firing:
         plan = plan._replace(options=dataclasses.replace(plan.options, keep_firing=False))

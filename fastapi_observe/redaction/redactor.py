@@ -346,7 +346,7 @@ class Redactor:
         """
         names = self._names
         if isinstance(value, str | int | float) and names.is_secret(name) and not names.is_secret_in_text(name):
-            text = f"{name}={value}"[:MAX_SCANNED_LENGTH]
+            text = f"{name}={str(value)[:MARGIN]}"  # what looks like an id is at the start
             return value if self.text(text) == text else REDACTED
         return self.value_for_name(name, value)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from inspect import isawaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
@@ -155,8 +155,10 @@ class TrustPolicy:
             return True
         if self._function is not None:
             trusted = self._function(scope)
-            if isawaitable(trusted):  # of a function that is not declared as async; it would count as true
-                raise TypeError("the function that decides whom to trust returned an awaitable, not whether it does")
+            # Of a function that calls an async one or a generator: it would count as true.
+            if isinstance(trusted, Awaitable | Iterator | AsyncIterator):
+                kind = type(trusted).__name__
+                raise TypeError(f"the function that decides whom to trust returned a {kind}, not whether it does")
             return bool(trusted)
         return self.reason_for_distrust(scope, headers) == ""
 

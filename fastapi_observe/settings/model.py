@@ -14,6 +14,7 @@ from fastapi_observe.settings.objects import (  # noqa: TC001 - pydantic reads t
     Engines,
     Function,
     Provider,
+    Redact,
     Registry,
     SpanProcessors,
 )
@@ -56,7 +57,7 @@ from fastapi_observe.settings.types import (
     is_endpoint,
     option,
 )
-from fastapi_observe.settings.validation import validate
+from fastapi_observe.settings.validation import read_iterators, validate
 
 if TYPE_CHECKING:
     from pydantic import ModelWrapValidatorHandler
@@ -262,10 +263,11 @@ class ObserveSettings(SourcedSettings):
         "Additional regular expressions. Every match in a recorded string is redacted.",
         accepts="regular expressions, separated by commas",
     )
-    redact: Function = option(
+    redact: Redact = option(
         None,
         "Function called with each recorded string after all other redaction. Returns the string to record.",
-        accepts="a function that is not async, or None, in code only; for regular expressions use redact_patterns",
+        accepts="a function that is neither async nor a generator, or None, in code only; for regular expressions use "
+        "redact_patterns",
         code_only=True,
     )
 
@@ -354,7 +356,7 @@ class ObserveSettings(SourcedSettings):
         (),
         "Functions of prometheus-fastapi-instrumentator, called with `Info` for each request.",
         code_only=True,
-        accepts="a list of functions that are not async, in code only",
+        accepts="a list of functions that are neither async nor generators, in code only",
     )
 
     logs: bool = option(True, "Write log lines.", subject="Log lines")
@@ -548,6 +550,7 @@ class ObserveSettings(SourcedSettings):
     def _record_sources(cls, values: dict[str, Any], handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Validate all options. Store the source of each value, and turn pydantic's errors into `SettingsError`."""
         if isinstance(values, dict):
+            values = read_iterators(values)
             if "environment" not in values and is_reloaded():
                 values = {**values, "environment": SourcedValue("development", "development")}
             if "sample_ratio" not in values and is_development(str(sourced(values.get("environment", "")).value)):

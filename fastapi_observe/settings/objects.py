@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Annotated, Any, Final, get_origin
 
 from pydantic import AfterValidator
 
 PROCESSOR_METHODS: Final = ("on_start", "on_end", "force_flush", "shutdown")
 REGISTRY_METHODS: Final = ("register", "unregister", "collect")
+_WITHOUT_RESULT: Final = (iscoroutinefunction, isgeneratorfunction, isasyncgenfunction)
+"""Checks for functions whose call returns before their code has run."""
 
 
 # An object of the wrong type would otherwise fail in each request, as an internal error of this package.
@@ -21,16 +23,13 @@ def _has_methods(value: Any, names: tuple[str, ...]) -> bool:
 
 
 def is_function(value: Any) -> bool:
-    """Return whether a value can be called for its result: not a coroutine function, which returns a coroutine.
+    """Return whether a value can be called for its result: not a coroutine function or a generator function.
 
-    A class is not a function either: its result is an object, which counts as true.
+    Their results count as true, whatever the function decides. So does that of a class, which is an object.
     """
-    return (
-        callable(value)
-        and not isinstance(value, type)
-        and not iscoroutinefunction(value)
-        and not iscoroutinefunction(getattr(value, "__call__", None))  # noqa: B004 - an object with such a method
-    )
+    call = getattr(value, "__call__", None)  # noqa: B004 - an object may have such a method
+    has_no_result = any(check(each) for check in _WITHOUT_RESULT for each in (value, call))
+    return callable(value) and not isinstance(value, type) and not has_no_result
 
 
 def _check_processor(value: Any) -> Any:
@@ -57,6 +56,11 @@ def _check_function(value: Any) -> Any:
     return value
 
 
+def _check_redact(value: Any) -> Any:
+    is_string_class = isinstance(value, type) and issubclass(value, str)  # such as `str`: its objects are strings
+    return value if is_string_class else _check_function(value)
+
+
 def _check_dependency(value: Any) -> Any:
     # A Depends exists only where FastAPI was imported, an engine only where SQLAlchemy was. Neither is required.
     module = sys.modules.get("fastapi.params")
@@ -68,10 +72,10 @@ def _check_dependency(value: Any) -> Any:
 
 def _check_engine(value: Any) -> Any:
     module, asynchronous = sys.modules.get("sqlalchemy.engine"), sys.modules.get("sqlalchemy.ext.asyncio")
-    if not (
-        (module is not None and isinstance(value, module.Engine))
-        or (asynchronous is not None and isinstance(value, asynchronous.AsyncEngine))
-    ):
+    is_async = asynchronous is not None and isinstance(value, asynchronous.AsyncEngine)
+    engine = getattr(value, "sync_engine", None) if is_async else value
+    # A mock of the class is an instance too, but has nothing that is set when an engine is made.
+    if module is None or not isinstance(engine, module.Engine) or not hasattr(engine, "dialect"):
         raise ValueError("not an engine")
     return value
 
@@ -80,6 +84,7 @@ SpanProcessors = tuple[Annotated[Any, AfterValidator(_check_processor)], ...]
 Provider = Annotated[Any, AfterValidator(_check_provider)]
 Registry = Annotated[Any, AfterValidator(_check_registry)]
 Function = Annotated[Any, AfterValidator(_check_function)]
-"""A function that is not a coroutine function, or None."""
+"""A function that is not a coroutine function or a generator function, or None."""
+Redact = Annotated[Any, AfterValidator(_check_redact)]
 Dependency = Annotated[Any, AfterValidator(_check_dependency)]
 Engines = tuple[Annotated[Any, AfterValidator(_check_engine)], ...]

@@ -166,7 +166,7 @@ BucketBounds = Annotated[
 ]
 PEERS_HELP: Final = (
     "private, always, never, or networks such as 203.0.113.0/24, separated by commas; in code a function too, if it is "
-    "not async"
+    "neither async nor a generator"
 )
 PeerPolicy = Annotated[Any, BeforeValidator(_parse_peers)]
 """Trusted peers: `private`, `always`, `never`, networks, or a function of the ASGI scope."""

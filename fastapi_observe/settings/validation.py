@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import ValidationError
@@ -22,6 +23,13 @@ class Validated(NamedTuple, Generic[S]):
     settings: S
     values: dict[str, Any]
     ignored: dict[tuple[str, str], SourcedValue]
+
+
+def read_iterators(value: Any) -> Any:
+    """Return a value with tuples in place of iterators, which can be read once only: `validate` reads several times."""
+    if isinstance(value, dict):
+        return {name: read_iterators(member) for name, member in value.items()}
+    return tuple(value) if isinstance(value, Iterator) else value
 
 
 def validate(

@@ -524,7 +524,7 @@ def test_a_coroutine_function_raises_an_error() -> None:
 
     async def function(info: Info) -> None: ...
 
-    with pytest.raises(SettingsError, match="functions that are not async"):
+    with pytest.raises(SettingsError, match="functions that are neither async"):
         Service(instrumentator_functions=(function,))
 
 

@@ -24,7 +24,7 @@ from fastapi_observe.traces import sampling
 from fastapi_observe.traces.sampling import RateLimitedSampler, TraceRateLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from conftest import Seen
 
@@ -293,14 +293,12 @@ def test_a_function_that_raises_trusts_no_peer(observed: Callable[..., Seen]) ->
     assert sum(seen.observe.internal_errors.counts.values()) == 1
 
 
-def test_a_function_that_returns_an_awaitable_trusts_no_peer(observed: Callable[..., Seen]) -> None:
-    """It is counted as an internal error, not as true."""
-
-    class Later:
-        def __await__(self) -> Iterator[None]:
-            yield
-
-    seen = observed(app := make_app(), trust_incoming=lambda _: Later())
+@pytest.mark.parametrize("kind", ["__await__", "__next__", "__anext__"])
+def test_a_function_without_a_decision_trusts_no_peer(observed: Callable[..., Seen], kind: str) -> None:
+    """An awaitable or an iterator is counted as an internal error, not as true."""
+    names = {kind, "__aiter__" if kind == "__anext__" else "__iter__"}
+    result = type("Result", (), dict.fromkeys(names, lambda _: None))()
+    seen = observed(app := make_app(), trust_incoming=lambda _: result)
     (answer,) = call(app, PRIVATE, PARENT, (b"x-request-id", b"abcdefgh-1"))
     assert answer[b"x-request-id"] != b"abcdefgh-1"
     assert sum(seen.observe.internal_errors.counts.values()) == 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from unittest.mock import MagicMock
 
 import pytest
 from fastapi import Depends, FastAPI
@@ -12,14 +13,17 @@ from fastapi.testclient import TestClient
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 from variables import remove_variables
 
 from fastapi_observe import install
+from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.sources import option_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from conftest import Seen
 
@@ -47,6 +51,16 @@ async def coroutine_function(*arguments: Any) -> bool:
     raise NotImplementedError
 
 
+def generator_function(*arguments: Any) -> Iterator[bool]:
+    """Return a generator, which counts as true."""
+    yield False
+
+
+async def async_generator_function(*arguments: Any) -> AsyncIterator[bool]:
+    """Return an asynchronous generator."""
+    yield False
+
+
 WRONG: Final[tuple[Any, ...]] = (
     5,
     0,
@@ -66,12 +80,19 @@ WRONG: Final[tuple[Any, ...]] = (
     coroutine_function,
     [coroutine_function],
     functools.partial(coroutine_function, 1),
+    generator_function,
+    [generator_function],
+    async_generator_function,
+    functools.partial(async_generator_function, 1),
 )
 """No option that takes objects or functions accepts one of these, except `ACCEPTED`."""
 
 ACCEPTED: Final[dict[str, tuple[Any, ...]]] = {
-    # FastAPI calls classes, and awaits coroutines.
-    "metrics_dependency": (CallableObject, AsyncCallable, coroutine_function, functools.partial),
+    # FastAPI calls classes, awaits coroutines, and enters generators.
+    "metrics_dependency": (
+        *(CallableObject, AsyncCallable, coroutine_function, functools.partial),
+        *(generator_function, async_generator_function),
+    ),
     # The factories of the instrumentator return None for a metric that already exists.
     "instrumentator_functions": ([None],),
 }
@@ -137,6 +158,51 @@ def test_an_engine_without_sqlalchemy_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     with pytest.raises(SettingsError, match="engines: invalid value"):
         install(FastAPI(), engines=["sqlite://"])  # type: ignore[list-item]
+
+
+def test_a_mock_of_an_engine_is_refused() -> None:
+    """It is an instance of the class, without the attributes of one. A mock of an engine has them."""
+    for wrong in (MagicMock(spec=Engine), MagicMock(spec=AsyncEngine)):
+        with pytest.raises(SettingsError, match="engines: invalid value"):
+            ObserveSettings(engines=(wrong,))
+    install(FastAPI(), engines=[MagicMock(spec=create_engine("sqlite://"))]).close()
+
+
+def test_an_iterator_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options that take lists accept one. An invalid variable, for which all options are read again, loses nothing."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "many")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "soon")
+    processor = Processor()
+    settings = ObserveSettings(
+        span_processors=(each for each in [processor]),
+        engines=map(create_engine, ["sqlite://"]),
+        redact_names=iter(["customer"]),
+        metrics_access=iter(["private", "192.0.2.0/24"]),
+        duration_buckets=iter([1.0, 2.0]),
+        exclude_from={"logs": iter(["/internal"])},
+    )
+    assert settings.span_processors == (processor,)
+    assert len(settings.engines) == 1
+    assert settings.redact_names == ("customer",)
+    assert settings.metrics_access == ("private", "192.0.2.0/24")
+    assert settings.duration_buckets == (1.0, 2.0)
+    assert settings.exclude_from == {"logs": ("/internal",)}
+    with pytest.raises(SettingsError, match=r"engines: invalid value \('x', 'y'\)"):
+        ObserveSettings(engines=iter(["x", "y"]))
+
+
+def test_a_class_of_strings_redacts() -> None:
+    """Its objects are strings. Any other class is refused."""
+
+    class Hidden(str):
+        __slots__ = ()
+
+        def __new__(cls, _text: str) -> Self:
+            return super().__new__(cls, "hidden")
+
+    redactor = Redactor.from_settings(ObserveSettings(redact=Hidden))
+    assert redactor.text("7 apples") == "hidden"
+    assert ObserveSettings(redact=str).redact is str
 
 
 def test_a_dependency_needs_a_function() -> None:

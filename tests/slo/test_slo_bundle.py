@@ -458,7 +458,7 @@ def test_errors_of_the_bundle_command(
     assert "no module" in capsys.readouterr().err
     wrong = tiny("tiny_wrong", "/order")
     assert main(["slo", "bundle", wrong]) == main(["slo", "verify", wrong, "--prometheus", "http://127.0.0.1:9"]) == 2
-    assert main(["slo", "bundle", wrong, "--only", "dashboard", "--check"]) == 1  # a dashboard needs no rules
+    assert main(["slo", "bundle", wrong, "--only", "dashboard"]) == 2
     assert main(["slo", "check", wrong]) == 1
     problems = [line for line in capsys.readouterr().err.splitlines() if "SLO01" in line]
     assert len(problems) == 3  # once for each command
