@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from fastapi_observe.terminal.style import escape_controls
+from fastapi_observe.terminal.tree import MAX_NAME
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -157,4 +160,4 @@ def find_problems(
 
 def describe_span(span: SpanRow) -> str:
     """Return the name of a span and of the code that started it."""
-    return f"{span.name} ({span.scope})"
+    return escape_controls(f"{span.name[:MAX_NAME]} ({span.scope[:MAX_NAME]})")

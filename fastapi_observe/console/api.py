@@ -14,6 +14,7 @@ from fastapi_observe.doctor.check import run_checks
 from fastapi_observe.doctor.process import check_log_file, check_settings, check_versions
 from fastapi_observe.internal import json
 from fastapi_observe.internal.version import package_version
+from fastapi_observe.terminal.style import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -218,7 +219,7 @@ class Api:
                 f"{row['requests']:8} {row['failed']:6} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f}  "
                 f"{row['method']} {row['endpoint']}"
             )
-        return "\n".join(lines) + "\n"
+        return "\n".join(map(escape_controls, lines)) + "\n"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from fastapi_observe.doctor.lines import check_exclusions, check_loggers
 from fastapi_observe.doctor.process import SERVERS_AT_EXIT
 from fastapi_observe.internal.networks import parse_address
 from fastapi_observe.internal.version import documentation_url
-from fastapi_observe.requests.access import MetricsAccess
+from fastapi_observe.requests.access import PUBLIC_PEER, MetricsAccess
 from fastapi_observe.traces.provider import find_user_provider
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from fastapi_observe.observability import Observability
     from fastapi_observe.settings.model import ObserveSettings
 
-PUBLIC_PEER: Final = "203.0.113.7"
-"""An address for documentation (RFC 5737): no network contains it."""
 PRIVATE_PEER: Final = "10.0.0.7"
 LOCAL_PEER: Final = "127.0.0.1"
 

@@ -8,13 +8,13 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, get_args
 from urllib.parse import urlsplit
 
-from fastapi_observe.doctor.app import PUBLIC_PEER, check_no_export, check_user_provider
+from fastapi_observe.doctor.app import check_no_export, check_user_provider
 from fastapi_observe.doctor.check import Check, Verdict
 from fastapi_observe.doctor.page import MetricsPage
 from fastapi_observe.export.push import signal_url
 from fastapi_observe.export.setup import make_transport
 from fastapi_observe.internal.clock import monotonic
-from fastapi_observe.requests.access import DOCTOR_AGENT
+from fastapi_observe.requests.access import DOCTOR_AGENT, PUBLIC_PEER
 from fastapi_observe.settings.sources import SettingsError
 from fastapi_observe.slo.http_get import GetError, get, iter_body
 

@@ -79,12 +79,12 @@ class OwnCode:
             return False
         try:
             spec = getattr(sys.modules.get(top), "__spec__", None) or find_spec(top)
-        except (ImportError, ValueError):  # such as __main__
-            spec = None
-        if spec is None:
+            if spec is None:
+                return True
+            places = [spec.origin] if spec.origin else [*(spec.submodule_search_locations or ())]  # a namespace package
+            return any(self.includes(place) for place in places)
+        except Exception:  # noqa: BLE001 - such as __main__; a module or an import hook may have anything as its spec
             return True
-        places = [spec.origin] if spec.origin else [*(spec.submodule_search_locations or ())]  # a namespace package
-        return any(self.includes(place) for place in places)
 
     def _is_own(self, name: str) -> bool:
         if name.startswith("<"):

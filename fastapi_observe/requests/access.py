@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hmac
 import logging
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
+from fastapi_observe.internal.networks import address_in
 from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.requests.trust import TrustPolicy
@@ -21,6 +23,11 @@ CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 
 DOCTOR_AGENT: Final = "fastapi-observe doctor"
 """The user agent of the command `doctor`, which also asks as a client that should be denied."""
+
+PUBLIC_PEER: Final = "203.0.113.7"
+"""The address of that client. It is one for documentation (RFC 5737): no network contains it."""
+
+_LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 _SCHEME: Final = b"bearer "
 
@@ -56,11 +63,8 @@ class MetricsAccess:
 
         A request of `doctor` is an information, and does not delay the warning about another one.
         """
-        if (b"user-agent", DOCTOR_AGENT.encode()) in (scope.get("headers") or ()):
-            if self._throttle.allow("doctor"):
-                logging.getLogger("fastapi_observe").info("Denied a request of doctor for the metrics.")
-            return
-        if not self._throttle.allow("denied"):
+        of_doctor = is_from_doctor(scope)
+        if not self._throttle.allow("doctor" if of_doctor else "denied"):
             return
         if self._token is not None:
             reason, step = "it has no valid bearer token", "send the value of metrics_token"
@@ -69,9 +73,23 @@ class MetricsAccess:
         else:
             reason = self._trust.reason_for_distrust(scope, headers)
             step = "connect to the app directly, or set metrics_access, metrics_token or metrics_port"
+        if of_doctor:
+            logging.getLogger("fastapi_observe").info("Denied a request of doctor for the metrics: %s.", reason)
+            return
         logging.getLogger("fastapi_observe").warning(
             "Denied a request for the metrics: %s. If it is your scraper, %s. See %s Logged at most once a minute.",
             reason,
             step,
             documentation_url("how-to/behind-a-proxy"),
         )
+
+
+def is_from_doctor(scope: Scope) -> bool:
+    """Return whether a request is one that `doctor` sends from this machine. A proxy in between changes its headers."""
+    headers = dict(scope.get("headers") or ())
+    forwarded = headers.get(b"x-forwarded-for")
+    if headers.get(b"user-agent") != DOCTOR_AGENT.encode() or forwarded not in {None, PUBLIC_PEER.encode()}:
+        return False
+    peer = str((scope.get("client") or ("",))[0])
+    # A server that trusts the header takes the peer from it.
+    return address_in(peer, _LOOPBACK) or (forwarded is not None and peer == PUBLIC_PEER)

@@ -23,13 +23,13 @@ from variables import remove_variables
 
 from fastapi_observe import Observability, install
 from fastapi_observe.cli.main import main
-from fastapi_observe.doctor.app import PUBLIC_PEER, check_app, check_exports, check_open_requests
+from fastapi_observe.doctor.app import check_app, check_exports, check_open_requests
 from fastapi_observe.doctor.check import Check, run_checks
 from fastapi_observe.doctor.lines import check_lines
 from fastapi_observe.doctor.page import MetricsPage
 from fastapi_observe.doctor.probe import probe_exports
 from fastapi_observe.doctor.process import check_log_file, check_settings
-from fastapi_observe.requests.access import DOCTOR_AGENT
+from fastapi_observe.requests.access import DOCTOR_AGENT, PUBLIC_PEER
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:

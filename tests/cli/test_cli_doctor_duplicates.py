@@ -241,3 +241,26 @@ def test_a_second_server_span(observed: Callable[..., Seen]) -> None:
         (check,) = (each for each in api.info()["checks"] if each["subject"] == "duplicates")
         assert check["verdict"] == verdict
     assert check["found"] == "mine (shop) is a second server span of the same request"
+
+
+def test_a_server_span_with_a_hostile_name(observed: Callable[..., Seen]) -> None:
+    """Its name is shortened and escaped on the console and in its summary for terminals."""
+    app = FastAPI(title="shop")
+
+    @app.get("/nested")
+    async def nested() -> None:
+        name = "S\x1b]0;title\x07\x1b[2J\nok    fake" + "y" * 5000
+        with trace.get_tracer("evil\x1b[31m\n").start_as_current_span(name, kind=SpanKind.SERVER):
+            pass
+
+    seen = observed(app, environment="development", console=True)
+    store = Store()
+    seen.observe.tracing.add_span_processor(ConsoleProcessor(store))
+    api = Api(seen.observe, store, "instance")
+    TestClient(app).get("/nested")
+    (check,) = (each for each in api.info()["checks"] if each["subject"] == "duplicates")
+    summary = api.summary()
+    for text in (check["found"], *summary.splitlines()):
+        assert text.isprintable()
+        assert len(text) < 500
+    assert "S\\x1b]0;title\\x07\\x1b[2J" in summary

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from servers import serving
 from tools import needs
 
+from fastapi_observe.requests.access import DOCTOR_AGENT, PUBLIC_PEER
 from fastapi_observe.requests.trust import CLIENT_ADDRESS_HEADERS, PROXY_HEADERS, TrustPolicy
 
 if TYPE_CHECKING:
@@ -133,15 +134,31 @@ def test_a_denied_token_names_the_page(observed: Callable[..., Seen]) -> None:
 
 
 def test_a_request_of_doctor_is_no_warning(observed: Callable[..., Seen]) -> None:
-    """It is a line of level info, and the next denied scrape is warned of all the same."""
+    """It is a line of level info with the reason, and the next denied scrape is warned of all the same."""
     app = FastAPI()
     seen = observed(app)
-    public = (b"x-forwarded-for", b"8.8.8.8")
-    for _ in range(2):
-        assert scrape(app, public, (b"user-agent", b"fastapi-observe doctor")) == 404
-    assert scrape(app, public) == 404
-    denied = [(line["level"], line["message"][:27]) for line in seen.lines if line["message"].startswith("Denied")]
-    assert denied == [("info", "Denied a request of doctor "), ("warn", "Denied a request for the me")]
+    agent, public = (b"user-agent", DOCTOR_AGENT.encode()), (b"x-forwarded-for", PUBLIC_PEER.encode())
+    for peer in ("127.0.0.1", PUBLIC_PEER):  # a server that trusts the header takes the peer from it
+        assert scrape(app, public, agent, client=(peer, 5000)) == 404
+    assert scrape(app, public, client=("127.0.0.1", 5000)) == 404
+    info, warning = (line for line in seen.lines if line["message"].startswith("Denied"))
+    assert (info["level"], warning["level"]) == ("info", "warn")
+    assert info["message"].startswith("Denied a request of doctor for the metrics: ")
+    assert info["message"].partition(": ")[2].rstrip(".") in warning["message"]
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded"),
+    [("127.0.0.1", "8.8.8.8"), ("127.0.0.1", f"{PUBLIC_PEER}, 8.8.8.8"), ("10.0.0.9", PUBLIC_PEER), ("8.8.8.8", None)],
+)
+def test_a_client_that_claims_to_be_doctor(observed: Callable[..., Seen], peer: str, forwarded: str | None) -> None:
+    """The user agent alone does not change the warning: `doctor` runs on this machine, and sends one address."""
+    app = FastAPI()
+    seen = observed(app)
+    headers = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
+    assert scrape(app, (b"user-agent", DOCTOR_AGENT.encode()), *headers, client=(peer, 5000)) == 404
+    (line,) = [line for line in seen.lines if line["message"].startswith("Denied")]
+    assert line["level"] == "warn"
 
 
 @pytest.mark.parametrize(
