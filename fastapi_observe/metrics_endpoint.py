@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 from fastapi_observe.internal.fastapi import TELEMETRY_SCOPE_KEY
 from fastapi_observe.metrics.scrapes import SharedScrapes, send_body
-from fastapi_observe.requests.access import CHALLENGE, MetricsAccess
+from fastapi_observe.records.signal import SIGNAL_BITS
+from fastapi_observe.requests.access import CHALLENGE, CONSOLE_HEADER, DOCTOR_AGENT, MetricsAccess, is_from_doctor
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,6 +22,9 @@ TEXT_PLAIN: Final = (b"content-type", b"text/plain; charset=utf-8")
 UNAUTHORIZED_BODY: Final = b"Unauthorized"
 UNAUTHORIZED_HEADERS: Final = (TEXT_PLAIN, (b"content-length", str(len(UNAUTHORIZED_BODY)).encode()), CHALLENGE)
 """A response to a client that guesses tokens, cheaper than the app's own 404."""
+
+_UNREPORTED: Final = SIGNAL_BITS["traces"] | SIGNAL_BITS["logs"] | SIGNAL_BITS["console"]
+"""Signals that do not report a denied request of `doctor`."""
 
 
 class MetricsEndpoint:
@@ -62,6 +66,14 @@ class MetricsEndpoint:
             return False
         return allowed
 
+    def excluded_signals(self, scope: Scope) -> int:
+        """Return the signals that do not report a request that is not a scrape to respond to.
+
+        A request for the metrics by which `doctor` finds out that public clients are denied is counted, and no more.
+        """
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        return _UNREPORTED if path == self.path and is_from_doctor(scope) else 0
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a scrape."""
         if self._dependency_app is not None:
@@ -84,6 +96,9 @@ class MetricsEndpoint:
             head, body = await self._scrapes(
                 observability.metrics.render, headers.get(b"accept", ""), headers.get(b"accept-encoding", "")
             )
+            if headers.get(b"user-agent") == DOCTOR_AGENT:
+                path = observability.settings.console_path if observability.settings.serves_console else ""
+                head = [*head, (CONSOLE_HEADER, path.encode())]
         except Exception as exc:  # noqa: BLE001 - a scrape that fails gets a response, not a closed connection
             observability.internal_errors("metrics.render", exc)
             status, head, body = 500, [TEXT_PLAIN], b"Cannot render the metrics."

@@ -46,9 +46,12 @@ class ObserveMiddleware:
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         path = scope.get("path", "")
-        if (path == self._metrics_path or scope.get("root_path")) and self._metrics_endpoint.handles(scope):
-            await self._metrics_endpoint(scope, receive, send)
-            return
+        excluded = 0
+        if path == self._metrics_path or scope.get("root_path"):
+            if self._metrics_endpoint.handles(scope):
+                await self._metrics_endpoint(scope, receive, send)
+                return
+            excluded = self._metrics_endpoint.excluded_signals(scope)
         if self._console is not None and self._console.handles(scope):
             await self._console(scope, receive, send)
             return
@@ -63,9 +66,9 @@ class ObserveMiddleware:
             if OPENTELEMETRY_SCOPE_KEY not in scope:
                 scope[OPENTELEMETRY_SCOPE_KEY] = True
             if self._filter is None:
-                record = observability.start_request(scope, receive, send)
+                record = observability.start_request(scope, receive, send, excluded)
             else:
-                excluded = self._filter.excluded_signals(scope)
+                excluded |= self._filter.excluded_signals(scope)
                 if excluded & observability.all_signals == observability.all_signals:
                     context = observability.exclude_request()
                 else:

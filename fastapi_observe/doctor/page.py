@@ -101,8 +101,8 @@ class MetricsPage:
         if (more := len(self.counts) - MAX_SIGNALS) > 0:
             yield Check("export", "look", f"{more} more signals: not those of fastapi-observe", "see /metrics")
         if not self.counts.keys() - {*LINE_SIGNALS}:  # the metrics are the same whether that is intended or not
-            found = "fastapi-observe exports nothing; intended with tracing off or a tracer provider of your own, "
-            yield Check("export", "ok", found + "else set OTEL_EXPORTER_OTLP_ENDPOINT; doctor MODULE:APP checks which")
+            found = "fastapi-observe exports nothing: intended with tracing off or a tracer provider of your own, "
+            yield Check("export", "ok", found + "else set OTEL_EXPORTER_OTLP_ENDPOINT")
         yield from self._check_workers()
         yield from self._check_open()
         if not self.has_requests:

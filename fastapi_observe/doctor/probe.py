@@ -14,7 +14,7 @@ from fastapi_observe.doctor.page import MetricsPage
 from fastapi_observe.export.push import signal_url
 from fastapi_observe.export.setup import make_transport
 from fastapi_observe.internal.clock import monotonic
-from fastapi_observe.requests.access import DOCTOR_AGENT, PUBLIC_PEER
+from fastapi_observe.requests.access import CONSOLE_HEADER, DOCTOR_AGENT, PUBLIC_PEER
 from fastapi_observe.settings.sources import SettingsError
 from fastapi_observe.slo.http_get import GetError, get, iter_body
 
@@ -37,6 +37,8 @@ RESPONSE_TIMEOUT: Final = 10.0
 """Seconds that one response may take as a whole."""
 MAX_REASON_LENGTH: Final = 200
 """Characters that are shown of why the metrics cannot be read."""
+DEFAULT_CONSOLE: Final = "/observe"
+NO_CONSOLE: Final = Check("console", "ok", "not served to this client; doctor MODULE:APP checks more, from inside")
 NOT_SERVED: Final = {
     401: "send metrics_token in your scraper",
     404: "the metrics are off, on another path or port (metrics_path, metrics_port), or metrics_access denies them to "
@@ -111,21 +113,25 @@ def _check_skew(skew: float | None, host: str) -> Iterator[Check]:
 
 
 def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
-    """Ask a running app: its console, if it has one for this client, and who can read its metrics.
+    """Ask a running app: who can read its metrics, and its console, if it has one for this client.
 
-    These are three requests. An app that denies one has a line about it, whose `User-Agent` names `doctor`.
+    These are two requests, or three: the console is not asked if the response with the metrics says that there is none.
     """
-    of_console = [*_probe_console(url, token, allow_http_token=allow_http_token)]
-    yield from of_console
-    target, own_checks = f"{url}/metrics", list[Check]()
+    target, page = f"{url}/metrics", None
     try:
         with _ask(target, headers={"Accept": "text/plain;version=0.0.4"}) as response:
             own, skew = response.status_code, _read_skew(response)
+            console = response.headers.get(CONSOLE_HEADER.decode(), DEFAULT_CONSOLE)
             if own == OK_STATUS:
-                own_checks = [*_check_metrics(target, response, has_console=len(of_console) > 1)]
+                page = _read_page(target, response)
     except GetError as error:
         yield Check("app", "wrong", f"{target}: {error.reason}", error.step)
         return
+    of_console = [NO_CONSOLE]
+    if console:
+        path = console if console.startswith("/") else DEFAULT_CONSOLE  # "@host" would change the host
+        of_console = [*_probe_console(url + path, token, allow_http_token=allow_http_token)]
+    yield from of_console
     if _status(target, {"X-Forwarded-For": PUBLIC_PEER}) == OK_STATUS:
         found = f"{url}/metrics is served to a public client behind a proxy"
         yield Check("metrics access", "wrong", found, "set metrics_token or metrics_access")
@@ -134,21 +140,22 @@ def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterato
     else:
         found = f"{url}/metrics responds {own} to this machine"
         yield Check("metrics access", "look", found, NOT_SERVED.get(own, "see the log of the app"))
-    yield from own_checks
+    if isinstance(page, Check):
+        yield page
+    elif page is not None:
+        if len(of_console) <= 1:  # the console has the same from inside
+            yield from page.check_counts()
+        yield from page.check_cardinality(target)
     yield from _check_skew(skew, urlsplit(url).netloc.rpartition("@")[2])
 
 
-def _check_metrics(url: str, response: httpx.Response, *, has_console: bool) -> Iterator[Check]:
+def _read_page(url: str, response: httpx.Response) -> MetricsPage | Check:
     try:
-        page = MetricsPage(b"".join(iter_body(response)).decode(errors="replace").splitlines())
+        return MetricsPage(b"".join(iter_body(response)).decode(errors="replace").splitlines())
     except (GetError, ValueError) as error:
         reason = error.reason if isinstance(error, GetError) else str(error)
         found = f"the metrics cannot be read: {reason[:MAX_REASON_LENGTH]}"
-        yield Check("metrics", "look", found, f"see what responds at {url}")
-        return
-    if not has_console:  # which has the same from inside
-        yield from page.check_counts()
-    yield from page.check_cardinality(url)
+        return Check("metrics", "look", found, f"see what responds at {url}")
 
 
 def _ask(
@@ -168,16 +175,15 @@ def _status(url: str, headers: dict[str, str]) -> int | None:
         return None
 
 
-def _probe_console(base: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
-    target = f"{base}/observe/api/info"
+def _probe_console(url: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
     try:
-        with _ask(target, token=token, allow_http_token=allow_http_token) as response:
+        with _ask(f"{url}/api/info", token=token, allow_http_token=allow_http_token) as response:
             found: Any = json.loads(b"".join(iter_body(response))) if response.status_code == OK_STATUS else None
         checks = [read_check(each) for each in found["checks"]] if found else None
     except (GetError, ValueError, KeyError, TypeError):
         return
     if checks is None:
-        yield Check("console", "ok", "not served to this client; from inside, more can be checked: doctor MODULE:APP")
+        yield NO_CONSOLE
     else:
         yield from checks
 

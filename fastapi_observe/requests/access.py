@@ -27,6 +27,9 @@ DOCTOR_AGENT: Final = "fastapi-observe doctor"
 PUBLIC_PEER: Final = "203.0.113.7"
 """The address of that client. It is one for documentation (RFC 5737): no network contains it."""
 
+CONSOLE_HEADER: Final = b"x-fastapi-observe-console"
+"""Header of metrics for `doctor`: the path of the console, empty if there is none."""
+
 _LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 _SCHEME: Final = b"bearer "

@@ -348,8 +348,8 @@ def test_a_running_app_outside_development(capsys: pytest.CaptureFixture[str]) -
     assert "Start the server, or correct host and port." in capsys.readouterr().out
 
 
-def test_a_running_app_gets_three_requests(capsys: pytest.CaptureFixture[str]) -> None:
-    """All of them are named in the app's log, and what it serves is asked for once by each client."""
+def test_a_running_app_gets_two_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    """The metrics are asked for once by each client; an app without a console is not asked for it."""
     app, sent = FastAPI(title="shop"), []
     install(app, capture_logging=False, metrics_access="private")
 
@@ -361,7 +361,7 @@ def test_a_running_app_gets_three_requests(capsys: pytest.CaptureFixture[str]) -
 
     with serving(recording) as port:
         assert main(["doctor", "--url", f"http://127.0.0.1:{port}"]) == 0
-    asked = [("/observe/api/info", None), ("/metrics", None), ("/metrics", PUBLIC_PEER)]
+    asked = [("/metrics", None), ("/metrics", PUBLIC_PEER)]
     assert sent == [(path, peer, DOCTOR_AGENT) for path, peer in asked]
     out = capsys.readouterr().out
     assert [subject for subject in ("metrics access", "clock", "export", "requests") if subject not in out] == []

@@ -44,7 +44,7 @@ def test_an_app_that_exports_nothing(observed: Callable[..., Seen]) -> None:
     for options in ({"tracing": False}, {"tracer_provider": TracerProvider()}, {}):
         check = by_subject(MetricsPage(observed(FastAPI(), **options).text.splitlines()).check_counts())["export"]
         assert check.verdict == "ok"
-        assert check.found.startswith("fastapi-observe exports nothing; intended with tracing off or a tracer provider")
+        assert check.found.startswith("fastapi-observe exports nothing: intended with tracing off or a tracer provider")
 
 
 @contextmanager

@@ -1,0 +1,62 @@
+"""What the requests of `doctor --url` leave in the app that they check."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from servers import serving
+from variables import remove_variables
+
+from fastapi_observe import install
+from fastapi_observe.cli.main import main
+from fastapi_observe.requests.access import CONSOLE_HEADER, DOCTOR_AGENT, PUBLIC_PEER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Seen
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the variables of the machine."""
+    remove_variables(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude_paths": ["/health"]}])
+def test_a_denied_request_of_doctor(
+    observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str], options: dict[str, list[str]]
+) -> None:
+    """It has no request line and no span, and is counted. Any other denied request is reported."""
+    app = FastAPI(title="shop")
+    seen = observed(app, metrics_access="private", **options)
+    headers = {"user-agent": f"{DOCTOR_AGENT}!", "x-forwarded-for": PUBLIC_PEER}
+    with serving(app) as port:
+        url = f"http://127.0.0.1:{port}"
+        assert main(["doctor", "--url", url]) == 0
+        assert "is served to this machine, not to a public client" in capsys.readouterr().out
+        assert not seen.spans
+        assert not seen.request_lines
+        assert [*seen.samples("http_requests_total").values()] == [1]
+        httpx.get(f"{url}/metrics", headers=headers, trust_env=False)
+        httpx.get(f"{url}/missing", headers={**headers, "user-agent": DOCTOR_AGENT}, trust_env=False)
+    assert len(seen.request_lines) == 2
+    assert len(seen.server_spans) == 2
+
+
+def test_the_console_of_a_running_app(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is found at the path that the app names to `doctor`, and no other client is told it."""
+    app = FastAPI(title="shop")
+    install(app, environment="development", console_path="/inside", capture_logging=False, instrument=[])
+    with serving(app) as port:
+        url = f"http://127.0.0.1:{port}"
+        main(["doctor", "--url", url])
+        found = [
+            httpx.get(f"{url}/metrics", headers={"user-agent": agent}, trust_env=False) for agent in ("x", DOCTOR_AGENT)
+        ]
+    assert "duplicates" in capsys.readouterr().out
+    assert [each.headers.get(CONSOLE_HEADER.decode()) for each in found] == [None, "/inside"]
