@@ -78,7 +78,7 @@ def _check_middleware(observability: Observability) -> Iterator[Check]:
         yield Check(
             SUBJECT,
             "wrong",
-            f"the app has a route {settings.metrics_path} of its own, which is hidden where ours is served",
+            f"the app has its own route {settings.metrics_path}, which clients with access to ours cannot reach",
             "remove it (Instrumentator().expose(app)), or set metrics_path to another path",
         )
 

@@ -45,7 +45,7 @@ REQUESTS: Final = (PROMETHEUS.requests, SEMCONV.requests)
 NO_ROUTE: Final = {PROMETHEUS.unmatched, SEMCONV.unmatched}
 """Requests without a route, such as those of `doctor` itself."""
 MAX_SIGNALS: Final = 5
-"""Signals with a check of their own: fastapi-observe has no more."""
+"""Signals that are checked: fastapi-observe has no more."""
 MAX_NAME_LENGTH: Final = 60
 """Characters of a label value that are shown."""
 MAX_COUNT: Final = 1e15
@@ -62,9 +62,12 @@ class MetricsPage:
         self.overflown: set[str] = set()
         self.values: Counter[str] = Counter()
         self.has_requests = False
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                self._add(sample)
+        try:
+            for family in text_string_to_metric_families(text):
+                for sample in family.samples:
+                    self._add(sample)
+        except LookupError as error:  # the parser raises it for `{a="b", ="c"}`
+            raise ValueError("they are not in the text format") from error
 
     def _add(self, sample: Sample) -> None:
         if sample.name in READ:

@@ -83,7 +83,7 @@ def _probe(settings: ObserveSettings, signal: str, url: str) -> Check:
 
 
 def check_clock(url: str) -> Iterator[Check]:
-    """Compare the clock with that of the server of `url`, which says its time in each HTTP response."""
+    """Compare the clock with that of the server of `url`, which each HTTP response has in a header."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     try:
@@ -95,7 +95,7 @@ def check_clock(url: str) -> Iterator[Check]:
 
 
 def _read_skew(response: httpx.Response) -> float | None:
-    """Return the seconds by which this machine is ahead of the server, None if that does not say its time."""
+    """Return the seconds by which this machine is ahead of the server, None if the response has no time."""
     try:
         return time() - parsedate_to_datetime(response.headers.get("date", "")).timestamp()
     except (ValueError, TypeError):

@@ -65,7 +65,7 @@ def page_of(*chunks: bytes) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "1e300", "abc", "{"])
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "1e300", "abc", "{", '1\nhttp_requests_total{a="b", ="c"} 3'])
 def test_metrics_that_cannot_be_read(capsys: pytest.CaptureFixture[str], value: str) -> None:
     """A number that is none is reported: the checks of the metrics are missing."""
     with page_of(f"{INFO}\nfastapi_observe_workers {value}\n".encode()) as url:
