@@ -11,7 +11,6 @@ import textwrap
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import MagicMock
 
 import pytest
 import sqlalchemy as sa
@@ -302,7 +301,8 @@ def test_an_install_that_fails_late_leaves_nothing_behind() -> None:
             raise RuntimeError("broken")
 
     app = make_app()
-    engine = MagicMock(spec=sa.Engine)  # accepted as an option, but it has no dialect to instrument
+    engine = sa.create_engine("sqlite://")
+    engine.dialect = None  # type: ignore[assignment]  # accepted as an option, but it has no dialect to instrument
     registry = CollectorRegistry()
     before = process()
     for wrong in ({"tracer_provider": BrokenProvider()}, {"engines": [engine]}):

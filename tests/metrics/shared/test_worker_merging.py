@@ -91,12 +91,17 @@ def test_metrics_that_only_other_workers_have(tmp_path: Path, member: Callable[.
 
 def test_fractions_of_counters_are_kept(tmp_path: Path, member: Callable[..., Member]) -> None:
     """Money and seconds are not rounded. Whole numbers are rendered as in a single process."""
-    other, one = Member(tmp_path), member()
-    for each in (other, one):
+
+    def count(each: Member) -> None:
         each.metrics.business.revenue(Decimal("9.90"), "EUR")
         each.metrics.counter("waited_seconds_total", "Waiting.").inc(0.4)
         each.metrics.counter("jobs_total", "Jobs.", ["kind"]).labels("half").inc(1.5)
+
+    other = Member(tmp_path)
+    count(other)
     other.die()
+    one = member()
+    count(one)
     samples = one.samples()
     assert samples["revenue_generated_total"] == {(("currency", "EUR"),): pytest.approx(19.8)}
     assert samples["waited_seconds_total"] == {(): pytest.approx(0.8)}
