@@ -47,7 +47,7 @@ def add_doctor(commands: Commands) -> None:
     parser.add_argument("app", nargs="?", metavar="MODULE:APP", help="such as main:app, to check an installed app")
     parser.add_argument("--url", help="of the running app, such as http://127.0.0.1:8000")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    add_token_arguments(parser, "token of the console")
+    add_token_arguments(parser, "token of the metrics or of the console")
     parser.set_defaults(run=run_doctor)
 
 

@@ -188,7 +188,7 @@ def _read(url: str, name: str, token: str | None, *, allow_http_token: bool) -> 
         raise ShowError(f"there is no console for this client at {url} (HTTP {status})", step)
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ShowError(f"{url} is not a console: the response is not a JSON object", "check --url")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.doctor.check import Check, how_to_unset, set_by
 from fastapi_observe.doctor.duplicates import check_duplicates
-from fastapi_observe.doctor.instrumentation import has_no_processor
+from fastapi_observe.doctor.instrumentation import exports_otlp, has_no_processor
 from fastapi_observe.doctor.lines import check_exclusions, check_loggers
 from fastapi_observe.doctor.process import SERVERS_AT_EXIT
 from fastapi_observe.internal.networks import parse_address
@@ -201,12 +201,15 @@ def check_user_provider(settings: ObserveSettings) -> Iterator[Check]:
         found = f"no trace is exported: your tracer provider ({name}) has no span processor"
     else:
         found = f"spans go to your tracer provider ({name}), whose span processors export them"
-    if settings.otlp_endpoint is not None:
+    # An exporter of OTLP in the provider reads the variables of OpenTelemetry too.
+    is_standard = settings.sources()["otlp_endpoint"].startswith("OTEL_")
+    is_unused = settings.otlp_endpoint is not None and not (is_standard and exports_otlp(provider))
+    if is_unused:
         found += "; otlp_endpoint has no effect on spans" + set_by(settings, "otlp_endpoint")
     if is_idle and not settings.development:
         step = "add a span processor with an exporter to it, or remove it and set OTEL_EXPORTER_OTLP_ENDPOINT"
         yield Check("export of traces", "look", found, step)
-    elif settings.otlp_endpoint is not None:
+    elif is_unused:
         yield Check("export of traces", "look", found, "unset one of the two")
     else:
         yield Check("export of traces", "ok", found)

@@ -89,8 +89,8 @@ def _check_calls(observability: Observability) -> Iterator[Check]:
         return
     clients = [find_client_tracer(client) for client in observability.http_clients.observed]
     if not clients and _is_second(find_tracer_of_all_clients()):
-        found = "HTTPXClientInstrumentor makes a second span of each call of HttpClientDep and other clients of ours"
-        yield Check(SUBJECT, "look", found, "instrument httpx without a tracer_provider, or use no client of ours")
+        found = "HTTPXClientInstrumentor has another tracer provider: calls of HttpClientDep have two spans"
+        yield Check(SUBJECT, "look", found, "instrument httpx without a tracer_provider")
     for kind, name, tracers in (
         ("client", "HTTPXClientInstrumentor", clients),
         ("engine", "SQLAlchemyInstrumentor", _engine_tracers()),

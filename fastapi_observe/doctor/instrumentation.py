@@ -84,6 +84,11 @@ def _find_processors(provider: Any) -> list[Any] | None:
     return None if processors is None else [getattr(processor, "_inner", processor) for processor in processors]
 
 
+def exports_otlp(provider: Any) -> bool:
+    """Return whether a provider has an exporter with an endpoint."""
+    return any(isinstance(export_target(exporter), str) for exporter in list_exporters(provider))
+
+
 def _find_exporter(processor: Any) -> Any:
     if type(processor) not in _EXPORTING:  # a subclass may choose among the spans
         return processor

@@ -33,6 +33,8 @@ MAX_SKEW: Final = 5.0
 EMPTY_REQUEST: Final = b""
 """An export request without items in protobuf, for any signal."""
 OK_STATUS: Final = 200
+UNAUTHORIZED: Final = 401
+NOT_FOUND: Final = 404
 RESPONSE_TIMEOUT: Final = 10.0
 """Seconds that one response may take as a whole."""
 MAX_REASON_LENGTH: Final = 200
@@ -40,9 +42,9 @@ MAX_REASON_LENGTH: Final = 200
 DEFAULT_CONSOLE: Final = "/observe"
 NO_CONSOLE: Final = Check("console", "ok", "not served to this client; doctor MODULE:APP checks more, from inside")
 NOT_SERVED: Final = {
-    401: "send metrics_token in your scraper",
-    404: "the metrics are off, on another path or port (metrics_path, metrics_port), or metrics_access denies them to "
-    "this machine: run doctor MODULE:APP",
+    UNAUTHORIZED: "pass the value of metrics_token as --token",
+    NOT_FOUND: "the metrics are off, on another path or port (metrics_path, metrics_port), or metrics_access denies "
+    "them to this machine: run doctor MODULE:APP",
 }
 """The next step for a status of `/metrics`."""
 
@@ -118,10 +120,12 @@ def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterato
     These are two requests, or three: the console is not asked if the response with the metrics says that there is none.
     """
     target, page = f"{url}/metrics", None
+    accept = {"Accept": "text/plain;version=0.0.4"}
     try:
-        with _ask(target, headers={"Accept": "text/plain;version=0.0.4"}) as response:
+        with _ask(target, headers=accept, token=token, allow_http_token=allow_http_token) as response:
             own, skew = response.status_code, _read_skew(response)
             console = response.headers.get(CONSOLE_HEADER.decode(), DEFAULT_CONSOLE)
+            is_served = _has_metrics(response)
             if own == OK_STATUS:
                 page = _read_page(target, response)
     except GetError as error:
@@ -132,14 +136,7 @@ def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterato
         path = console if console.startswith("/") else DEFAULT_CONSOLE  # "@host" would change the host
         of_console = [*_probe_console(url + path, token, allow_http_token=allow_http_token)]
     yield from of_console
-    if _status(target, {"X-Forwarded-For": PUBLIC_PEER}) == OK_STATUS:
-        found = f"{url}/metrics is served to a public client behind a proxy"
-        yield Check("metrics access", "wrong", found, "set metrics_token or metrics_access")
-    elif own == OK_STATUS:
-        yield Check("metrics access", "ok", f"{url}/metrics is served to this machine, not to a public client")
-    else:
-        found = f"{url}/metrics responds {own} to this machine"
-        yield Check("metrics access", "look", found, NOT_SERVED.get(own, "see the log of the app"))
+    yield _judge_access(target, own, is_served=is_served, has_token=token is not None)
     if isinstance(page, Check):
         yield page
     elif page is not None:
@@ -147,6 +144,22 @@ def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterato
             yield from page.check_counts()
         yield from page.check_cardinality(target)
     yield from _check_skew(skew, urlsplit(url).netloc.rpartition("@")[2])
+
+
+def _judge_access(target: str, status: int, *, is_served: bool, has_token: bool) -> Check:
+    """Judge who can read the metrics, from the response to this machine and one to a public client."""
+    subject, step = "metrics access", NOT_SERVED.get(status, "see the log of the app")
+    if _is_public(target):
+        found = f"{target} is served to a public client behind a proxy"
+        return Check(subject, "wrong", found, "set metrics_token or metrics_access")
+    if is_served:
+        return Check(subject, "ok", f"{target} is served to this machine, not to a public client")
+    if status == UNAUTHORIZED and not has_token:
+        found = f"{target} is served to clients that send metrics_token; with --token, doctor reads it"
+        return Check(subject, "ok", found)
+    if status == OK_STATUS:
+        return Check(subject, "look", f"{target} is not a response with metrics", NOT_SERVED[NOT_FOUND])
+    return Check(subject, "look", f"{target} responds {status} to this machine", step)
 
 
 def _read_page(url: str, response: httpx.Response) -> MetricsPage | Check:
@@ -166,13 +179,18 @@ def _ask(
     return get(url, headers=headers, token=token, allow_http_token=allow_http_token, total_timeout=RESPONSE_TIMEOUT)
 
 
-def _status(url: str, headers: dict[str, str]) -> int | None:
-    """Return the status of a response, None if there is none."""
+def _is_public(url: str) -> bool:
+    """Return whether a public client behind a proxy gets the metrics."""
     try:
-        with _ask(url, headers=headers) as response:
-            return response.status_code
+        with _ask(url, headers={"X-Forwarded-For": PUBLIC_PEER}) as response:
+            return _has_metrics(response)
     except GetError:
-        return None
+        return False
+
+
+def _has_metrics(response: httpx.Response) -> bool:
+    """Return whether a response has metrics, by its type: an app with a route for any path responds 200 too."""
+    return response.status_code == OK_STATUS and "version=" in response.headers.get("content-type", "")
 
 
 def _probe_console(url: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
@@ -180,7 +198,7 @@ def _probe_console(url: str, token: str | None, *, allow_http_token: bool) -> It
         with _ask(f"{url}/api/info", token=token, allow_http_token=allow_http_token) as response:
             found: Any = json.loads(b"".join(iter_body(response))) if response.status_code == OK_STATUS else None
         checks = [read_check(each) for each in found["checks"]] if found else None
-    except (GetError, ValueError, KeyError, TypeError):
+    except (GetError, ValueError, KeyError, TypeError, RecursionError):
         return
     if checks is None:
         yield NO_CONSOLE

@@ -330,17 +330,21 @@ def test_a_running_app(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
 
 
 def test_a_running_app_outside_development(capsys: pytest.CaptureFixture[str]) -> None:
-    """A public /metrics is wrong; one that needs a token is looked at; an app that is gone is wrong."""
-    for options, status, found in (
+    """A public /metrics is wrong; one that needs a token is read with it; an app that is gone is wrong."""
+    token = {"metrics_token": "a-long-token"}
+    for options, status, found, *more in (
         ({"metrics_access": "always"}, 1, "/metrics is served to a public client behind a proxy"),
         ({"metrics_access": "always"}, 1, "no request or WebSocket is open"),
-        ({"metrics_token": "a-long-token"}, 0, "Send metrics_token in your scraper"),
+        (token, 0, "/metrics is served to clients that send metrics_token; with --token, doctor reads it"),
+        (token, 0, "no request or WebSocket is open", "--token", "a-long-token"),
+        (token, 0, "/metrics is served to this machine, not to a public client", "--token", "a-long-token"),
+        (token, 0, "Pass the value of metrics_token as --token.", "--token", "another-token"),
         ({"metrics": False}, 0, "on another path or port (metrics_path, metrics_port)"),
     ):
         app = FastAPI(title="shop")
         install(app, capture_logging=False, **options)
         with serving(app) as port:
-            assert main(["doctor", "--url", f"http://127.0.0.1:{port}"]) == status
+            assert main(["doctor", "--url", f"http://127.0.0.1:{port}", *more]) == status
             out = capsys.readouterr().out
         assert found in out
         assert "not served to this client" in out

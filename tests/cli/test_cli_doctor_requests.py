@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
+from fastapi.responses import HTMLResponse
 from servers import serving
 from variables import remove_variables
 
@@ -60,3 +61,38 @@ def test_the_console_of_a_running_app(capsys: pytest.CaptureFixture[str]) -> Non
         ]
     assert "duplicates" in capsys.readouterr().out
     assert [each.headers.get(CONSOLE_HEADER.decode()) for each in found] == [None, "/inside"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_route_for_any_path_does_not_serve_the_metrics(
+    capsys: pytest.CaptureFixture[str],
+    installed: bool,  # noqa: FBT001
+) -> None:
+    """A response with status 200 that is no text of metrics tells a public client nothing."""
+    app = FastAPI(title="shop")
+    if installed:
+        install(app, capture_logging=False)
+
+    @app.get("/{path:path}")
+    async def page(path: str) -> HTMLResponse:
+        return HTMLResponse(f"<p>{len(path)}")
+
+    with serving(app) as port:
+        assert main(["doctor", "--url", f"http://127.0.0.1:{port}"]) == 0
+    served = "is served to this machine, not to a public client" if installed else "is not a response with metrics"
+    assert f"/metrics {served}" in capsys.readouterr().out
+
+
+def test_a_console_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON that is nested too deep to be read is not the console's; the other checks go on."""
+    app = FastAPI(title="shop")
+
+    @app.get("/observe/api/info")
+    async def info() -> Response:
+        return Response("[" * 100_000, media_type="application/json")
+
+    with serving(app) as port:
+        assert main(["doctor", "--url", f"http://127.0.0.1:{port}"]) == 0
+    out = capsys.readouterr().out
+    assert "the check failed" not in out
+    assert "metrics access" in out

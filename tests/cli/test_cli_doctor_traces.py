@@ -40,6 +40,11 @@ EXPORTER: Final = """
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
 """
+OTLP_EXPORTER: Final = """
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+trace.get_tracer_provider().add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +163,9 @@ def test_a_provider_of_the_user(tmp_path: Path, order: str) -> None:
         "look",
         f"{found}; otlp_endpoint has no effect on spans (OBSERVE_OTLP_ENDPOINT)",
     )
+
+    check = doctor(tmp_path, (*parts, OTLP_EXPORTER), OTEL_EXPORTER_OTLP_ENDPOINT=URL)["export of traces"]
+    assert (check.verdict, check.found) == ("ok", found)  # it reads the same variable
 
 
 def test_a_provider_without_a_processor(tmp_path: Path) -> None:

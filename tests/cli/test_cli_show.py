@@ -286,6 +286,7 @@ def test_unusable_urls(capsys: pytest.CaptureFixture[str], url: str) -> None:
     [
         (b"<html>", "the response is not a JSON object"),
         (b"[]", "the response is not a JSON object"),
+        (b"[" * 100_000, "the response is not a JSON object"),
         (b'{"trace_id": "x"}', "is not the console of this version"),
         (b'{"trace_id": 1, "summaries": [], "spans": [{"name": []}], "lines": []}', "is not the console of this"),
     ],
