@@ -50,7 +50,7 @@ def test_a_denied_request_of_doctor(
 
 
 def test_the_console_of_a_running_app(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is found at the path that the app names to `doctor`, and no other client is told it."""
+    """The response with the metrics has its path, which is sent to `doctor` only."""
     app = FastAPI(title="shop")
     install(app, environment="development", console_path="/inside", capture_logging=False, instrument=[])
     with serving(app) as port:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import interpreter
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -21,8 +19,9 @@ from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-ROOT: Final = Path(__file__).parents[2]
+COMMAND: Final = "import sys; from fastapi_observe.cli.main import main; sys.exit(main(sys.argv[1:]))"
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 URL: Final = "http://127.0.0.1:4318"
 INSTALL: Final = """
@@ -56,15 +55,8 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def doctor(directory: Path, parts: Sequence[str], **variables: str) -> dict[str, Check]:
     """Run the command for an app, and return its checks by subject."""
     (directory / "shop.py").write_text("".join(parts), encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, "-m", "fastapi_observe", "doctor", "shop:app", "--json"],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    arguments = ("doctor", "shop:app", "--json")
+    run = interpreter.run(COMMAND, *arguments, environment={**os.environ, **variables}, directory=directory)
     return {each["subject"]: Check(**each) for each in json.loads(run.stdout)}
 
 
