@@ -191,7 +191,8 @@ class ExportQueue:
     def flush(self, timeout: float) -> bool:
         """Send what has been put so far, within `timeout` seconds. Returns whether all of it was exported.
 
-        Returns early if the Collector fails and the next attempt would be too late.
+        What was dropped before the call does not count. Returns early if the Collector fails and the next attempt would
+        be too late.
         """
         deadline = monotonic() + timeout
         buffer = self._buffer

@@ -488,9 +488,10 @@ class Broken:
 
 
 def queue_of(collector: Collector, encoder: Any, internal_errors: InternalErrors) -> ExportQueue:
-    """Make a queue of strings."""
+    """Make a queue of strings, whose thread touches none of them before the queue is flushed."""
     transport = HttpTransport(f"{collector.url}/v1/texts", {}, "traces")
-    return ExportQueue("texts", encoder, transport, QueueLimits(10, 65_536, 5, 0.01, 1.0, 1.0), internal_errors)
+    limits = QueueLimits(items=10, bytes=65_536, batch=5, delay=600.0, timeout=1.0, shutdown=1.0)
+    return ExportQueue("texts", encoder, transport, limits, internal_errors)
 
 
 def test_an_item_that_cannot_be_encoded_is_dropped_alone(caplog: pytest.LogCaptureFixture) -> None:
