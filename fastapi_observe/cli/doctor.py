@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
 from opentelemetry.context import set_value
@@ -56,7 +56,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     # The app switches instrumentors on, and would export spans of our own requests.
     token = attach_context(set_value(SUPPRESSION_KEY, True))  # noqa: FBT003
     try:
-        with standard_output_to_standard_error(), exit_raises():
+        with standard_output_to_standard_error():
             checks = _check(args)
     except (LoadError, SettingsError) as error:
         sys.stderr.write(f"{error}\n")
@@ -87,23 +87,6 @@ def standard_output_to_standard_error() -> Iterator[None]:
         os.close(kept)
         if sys.stdout.closed:
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - stays open
-
-
-@contextlib.contextmanager
-def exit_raises() -> Iterator[None]:
-    """Let `os._exit` of an app raise `SystemExit`, which is reported. It would end the command without a word."""
-    exit_process, pid = os._exit, os.getpid()
-
-    def raise_exit(status: int) -> NoReturn:
-        if os.getpid() != pid:  # a child of the app
-            exit_process(status)
-        raise SystemExit(f"os._exit({status})")
-
-    os._exit = raise_exit
-    try:
-        yield
-    finally:
-        os._exit = exit_process
 
 
 def _check(args: argparse.Namespace) -> list[Check]:

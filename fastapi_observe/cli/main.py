@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.cli.cardinality import add_cardinality
 from fastapi_observe.cli.cost import add_cost
 from fastapi_observe.cli.demo import add_demo
 from fastapi_observe.cli.doctor import add_doctor
+from fastapi_observe.cli.output import EXIT_ERROR
 from fastapi_observe.cli.settings import add_settings
 from fastapi_observe.cli.show import add_show
 from fastapi_observe.cli.slo import add_slo
@@ -20,6 +23,8 @@ from fastapi_observe.settings.renames import REMOVED_COMMANDS, RENAMED_COMMANDS,
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+OUTPUT_ERRORS: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if message is not None:
         parser.error(message)
     args = parser.parse_args(arguments)
-    return int(args.run(args))
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run the command. Output that cannot be written, such as to a full disk, ends it with a message."""
+    try:
+        status = int(args.run(args))
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in OUTPUT_ERRORS:
+            raise
+        # What is still buffered is written when Python exits, where it would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # the reader has enough, such as head
+            sys.stderr.write(f"cannot write the output: {error.strerror}\n")
+        return EXIT_ERROR
+    return status
 
 
 def _describe_rename(arguments: Sequence[str]) -> str | None:

@@ -10,7 +10,7 @@ from fastapi_observe.cli.output import EXIT_ERROR, add_json_argument, align
 from fastapi_observe.instrumentors.discovery import choose_instrumentors
 from fastapi_observe.instrumentors.switch import Instrumentors
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
-from fastapi_observe.settings.sources import describe_accepted, mask, variables
+from fastapi_observe.settings.sources import describe_accepted, mask, option_metadata, variables
 from fastapi_observe.settings.subjects import options_by_subject
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _describe(name: str) -> tuple[str, ...]:
     cells = (
         f"`{name}`",
         str(field.description),
-        describe_accepted(field),
+        "in code only: " * option_metadata(field).code_only + describe_accepted(field),
         f"`{default}`" if default else "",
         own,
         otel,

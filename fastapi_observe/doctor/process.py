@@ -8,6 +8,7 @@ import re
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Final
 
 from packaging.requirements import Requirement
@@ -142,13 +143,23 @@ def check_log_file(settings: ObserveSettings) -> Iterator[Check]:
     if existing != file and not existing.is_dir():
         yield Check("log file", "wrong", f"{existing} is not a directory", "set log_file to another path")
         return
-    if not os.access(existing, os.W_OK):
+    directory = existing if existing.is_dir() else existing.parent
+    if not (_can_create_file(directory) if existing == directory else os.access(existing, os.W_OK)):
         found = f"{existing} cannot be written by this user"
         yield Check("log file", "wrong", found, "change its owner or permissions, or set log_file to another path")
         return
-    free = shutil.disk_usage(existing if existing.is_dir() else existing.parent).free
+    free = shutil.disk_usage(directory).free
     room = f"{free / (1 << 30):.1f} GiB are free for {file}"
     if free < LOW_DISK:
         yield Check("log file", "look", room, "make room, or lower log_retention; lines are dropped on a full disk")
     else:
         yield Check("log file", "ok", room)
+
+
+def _can_create_file(directory: Path) -> bool:
+    """Return whether a file can be created. Permissions alone do not say so: not for root, and not below /proc."""
+    try:
+        TemporaryFile(dir=directory).close()
+    except OSError:
+        return False
+    return True

@@ -179,14 +179,14 @@ class ObserveSettings(SourcedSettings):
         "Additional OpenTelemetry span processors.",
         code_only=True,
         accepts="a list of span processors such as `BatchSpanProcessor(exporter)`: objects with `on_start`, `on_end`, "
-        "`force_flush` and `shutdown`, in code only",
+        "`force_flush` and `shutdown`",
         subject="Spans",
     )
     tracer_provider: Provider = option(
         None,
         "OpenTelemetry tracer provider. None: the global one if it is set, else a new one.",
         code_only=True,
-        accepts="a tracer provider such as `TracerProvider()`: an object with `get_tracer`; or None, in code only",
+        accepts="a tracer provider such as `TracerProvider()`: an object with `get_tracer`; or None",
     )
     server_span: Literal["observe", "contrib", "fastapi"] = option(
         "observe",
@@ -199,7 +199,7 @@ class ObserveSettings(SourcedSettings):
         'Arguments of contrib\'s `OpenTelemetryMiddleware`, with `server_span="contrib"`: hooks, captured headers, '
         "`exclude_spans` and others.",
         code_only=True,
-        accepts="a dict of arguments by name, in code only",
+        accepts="a dict of arguments by name",
     )
     response_trace_header: bool = option(True, "Send `traceresponse` (W3C) with the responses of sampled requests.")
     capture_request_headers: HeaderNames = option(
@@ -266,7 +266,7 @@ class ObserveSettings(SourcedSettings):
     redact: Redact = option(
         None,
         "Function called with each recorded string after all other redaction. Returns the string to record.",
-        accepts="a function that is neither async nor a generator, or None, in code only; for regular expressions use "
+        accepts="a function that is neither async nor a generator, or None; for regular expressions use "
         "redact_patterns",
         code_only=True,
     )
@@ -287,7 +287,7 @@ class ObserveSettings(SourcedSettings):
         None,
         "FastAPI dependency that protects `metrics_path`. Replaces `metrics_access`.",
         code_only=True,
-        accepts="a dependency such as `Depends(check)`, its function, or None, in code only",
+        accepts="a dependency such as `Depends(check)`, its function, or None",
     )
     metrics_port: int | None = option(
         None,
@@ -302,7 +302,7 @@ class ObserveSettings(SourcedSettings):
         "Prometheus registry that receives the metrics. None: a new registry.",
         code_only=True,
         accepts="a registry such as `CollectorRegistry()`: an object with `register`, `unregister` and `collect`; or "
-        "None, in code only",
+        "None",
     )
     include_default_registry: bool = option(True, "Serve the metrics of prometheus_client's default registry too.")
     multiprocess: Literal["auto", "off"] = option(
@@ -356,7 +356,7 @@ class ObserveSettings(SourcedSettings):
         (),
         "Functions of prometheus-fastapi-instrumentator, called with `Info` for each request.",
         code_only=True,
-        accepts="a list of functions that are neither async nor generators, in code only",
+        accepts="a list of functions that are neither async nor generators",
     )
 
     logs: bool = option(True, "Write log lines.", subject="Log lines")
@@ -414,7 +414,7 @@ class ObserveSettings(SourcedSettings):
         "SQLAlchemy engines to instrument, sync or async.",
         code_only=True,
         accepts="a list of engines made by `create_engine(...)` or `create_async_engine(...)` (of a session: "
-        "`session.get_bind()`), in code only",
+        "`session.get_bind()`)",
         subject="Databases and other services",
     )
     slow_query_threshold: float = option(
@@ -463,14 +463,14 @@ class ObserveSettings(SourcedSettings):
         (),
         "Objectives of the service: `Availability(...)`, `Latency(...)`.",
         code_only=True,
-        accepts="a list of `Availability(...)` and `Latency(...)`, in code only",
+        accepts="a list of `Availability(...)` and `Latency(...)`",
         subject="Objectives",
     )
     slo_options: ObjectiveOptions = option(
         None,
         "How rules, alerts and dashboards are made from the objectives.",
         code_only=True,
-        accepts="`SLOOptions(...)` or None, in code only",
+        accepts="`SLOOptions(...)` or None",
     )
 
     exclude_paths: ExcludedPaths = option(

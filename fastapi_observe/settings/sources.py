@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast, get_args, get_origin
 from urllib.parse import unquote
@@ -26,6 +28,7 @@ PREFIX: Final = "OBSERVE_"
 OTEL_PREFIX: Final = "OTEL_"
 RESOURCE_ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
 MAX_SHOWN_LENGTH: Final = 100
+MAX_ENV_FILE_BYTES: Final = 1 << 20
 """Maximum length of an invalid value in an error message, in characters."""
 MASK: Final = "**********"
 SECRET: Final = frozenset({"otlp_headers", "otlp_endpoint", "metrics_token", "console_token"})
@@ -131,8 +134,7 @@ def read_environment(env_file: str | None) -> dict[str, str]:
     if env_file is None:
         return dict(os.environ)
     try:
-        with open(env_file, encoding="utf-8") as file:  # noqa: PTH123 - a path as a string
-            values = dotenv_values(stream=file)
+        values = dotenv_values(stream=StringIO(_read_text(env_file), newline=None))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         variable = variable_name("env_file")
@@ -141,6 +143,14 @@ def read_environment(env_file: str | None) -> dict[str, str]:
             [f"env_file: cannot read {_shorten('env_file', env_file)}: {reason}; correct the path, or {step}"]
         ) from None
     return {name: value for name, value in values.items() if value is not None} | os.environ
+
+
+def _read_text(path: str) -> str:
+    with open(path, "rb") as file:  # noqa: PTH123 - a path as a string
+        content = file.read(MAX_ENV_FILE_BYTES + 1)
+    if len(content) > MAX_ENV_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_ENV_FILE_BYTES >> 20} MiB")
+    return content.decode()
 
 
 def read_option(

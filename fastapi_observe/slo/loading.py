@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
+from contextlib import contextmanager
 from inspect import isroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastapi_observe.settings.sources import SettingsError
 from fastapi_observe.slo.plan import SLOPlan, make_plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fastapi_observe.settings.model import ObserveSettings
 
 
@@ -56,15 +60,22 @@ def load_app(target: str) -> Any:
     directory = str(Path.cwd())
     if sys.path[:1] != [directory]:
         sys.path.insert(0, directory)
+    with _exit_raises():
+        return _find(module, attribute, target)
+
+
+def _find(module: str, attribute: str, target: str) -> Any:
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
-            raise LoadError(f"there is no module {module!r} in {directory} or on PYTHONPATH") from None
+            raise LoadError(f"there is no module {module!r} in {Path.cwd()} or on PYTHONPATH") from None
         raise LoadError(f"importing {module} failed{_place(error)}: {error}") from error
     except SettingsError as error:  # its message has the next step
         raise LoadError(str(error)) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an app may exit, or stop a test run
         raise LoadError(f"importing {module} failed{_place(error)}: {type(error).__name__}: {error}") from error
     for name in attribute.split("."):
         try:
@@ -80,12 +91,31 @@ def load_app(target: str) -> Any:
     return _call_factory(found, target) if isroutine(found) else found
 
 
+@contextmanager
+def _exit_raises() -> Iterator[None]:
+    """Let `os._exit` of an app raise `SystemExit`, which is reported. It would end the command without a word."""
+    exit_process, pid = os._exit, os.getpid()
+
+    def raise_exit(status: int) -> NoReturn:
+        if os.getpid() != pid:  # a child of the app
+            exit_process(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = raise_exit
+    try:
+        yield
+    finally:
+        os._exit = exit_process
+
+
 def _call_factory(factory: Any, target: str) -> Any:
     try:
         return factory()
     except SettingsError as error:
         raise LoadError(str(error)) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise LoadError(
             f"{target} is a function, and calling it as an app factory failed{_place(error)}: "
             f"{type(error).__name__}: {error}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from fastapi_observe.settings.sources import option_metadata
 from fastapi_observe.settings.subjects import options_by_subject
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -45,6 +48,30 @@ def test_settings_prints_every_option(capsys: pytest.CaptureFixture[str], monkey
     assert by_name["tracing"] == ("OBSERVE_TRACING", "false")
     assert by_name["quiet_loggers"] == ("default", "httpx,httpcore,httpx2,httpcore2,aiosqlite,watchfiles")
     assert last.startswith("Spans are not exported (otlp_endpoint)\n")
+
+
+def closed_pipe() -> int:
+    """Return the end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize(
+    ("opened", "message"),
+    [
+        (lambda: os.open("/dev/full", os.O_WRONLY), "cannot write the output: No space left on device\n"),
+        (closed_pipe, ""),
+    ],
+)
+def test_output_that_cannot_be_written(
+    opened: Callable[[], int], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is named; a reader that has enough, such as head, is not. The rest of the output goes nowhere."""
+    with os.fdopen(opened(), "w", encoding="utf-8") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["settings"]) == 2
+    assert capsys.readouterr().err == message
 
 
 def test_every_option_has_a_subject() -> None:

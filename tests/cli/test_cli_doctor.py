@@ -294,6 +294,8 @@ def test_the_disk_of_the_log_file(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "read-only", "size=64k,ro") as directory:
         (check,) = check_log_file(ObserveSettings(log_file=str(directory / "app.log")))
         assert (check.verdict, check.found) == ("wrong", f"{directory} cannot be written by this user")
+    (check,) = check_log_file(ObserveSettings(log_file="/proc/nope/app.log"))
+    assert (check.verdict, check.found) == ("wrong", "/proc cannot be written by this user")
 
 
 def test_settings_that_have_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,13 @@ def test_a_file_sets_what_the_environment_does_not(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     """The error names the file and the reason."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    for path, reason in (("missing", "No such file or directory"), (".", "Is a directory"), ("binary", "not UTF-8")):
+    reasons = {
+        "missing": "No such file or directory",
+        ".": "Is a directory",
+        "binary": "not UTF-8",
+        "/dev/zero": "it has more than 1 MiB",
+    }
+    for path, reason in reasons.items():
         with pytest.raises(SettingsError, match=f"env_file: cannot read .*{reason}; correct the path, or leave it out"):
             ObserveSettings(env_file=str(tmp_path / path))
     with environment("OBSERVE_ENV_FILE=missing"):

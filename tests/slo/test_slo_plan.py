@@ -438,6 +438,8 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     )
     (tmp_path / "broken_shop.py").write_text("1 / 0\n", "utf-8")
     (tmp_path / "ending_shop.py").write_text("raise SystemExit(0)\n", "utf-8")
+    (tmp_path / "exiting_shop.py").write_text("import os\nos._exit(3)\n", "utf-8")
+    (tmp_path / "base_shop.py").write_text("def app(): raise BaseException('no')\n", "utf-8")
     (tmp_path / "needing_shop.py").write_text("import module_that_is_not_there\n", "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -464,6 +466,8 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("loaded_shop:make", "loaded_shop:make is not installed; call install"),
         ("loaded_shop:make_of", "loaded_shop:make_of is a function, and calling it .* failed: TypeError: make_of"),
         ("ending_shop:app", "importing ending_shop failed at ending_shop.py:1: SystemExit: 0"),
+        ("exiting_shop:app", r"importing exiting_shop failed at exiting_shop.py:2: SystemExit: os._exit\(3\)"),
+        ("base_shop:app", "base_shop:app is a function, .* failed at base_shop.py:1: BaseException: no"),
     ):
         with pytest.raises(LoadError, match=message):
             load_plan(target)
