@@ -353,7 +353,9 @@ def describe_error(settings_cls: type[BaseSettings], name: str, value: Any, item
     if in_code:
         return f"{name}: invalid value {invalid} (argument); expected {expected}"
     code_only = option_metadata(fields[name]).code_only
-    step = f"unset {given.source}, and pass {name} to install()" if code_only else f"fix or unset {given.source}"
+    step = f"fix or unset {given.source}"
+    if code_only:
+        step = f"this option is set in code only: unset {given.source}, and pass {name} to install()"
     return f"{name}: invalid value {invalid} (from {given.source}); expected {expected}; {step}"
 
 

