@@ -89,7 +89,7 @@ def run(
     environment: dict[str, str] | None = None,
     directory: Path | None = None,
     stdout: int | None = None,
-    timeout: float = 120,
+    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script to its end and return its output, and that of the processes it has left."""
     out, out_of = os.pipe()

@@ -82,7 +82,7 @@ def collector() -> Iterator[Collector]:
 def run(script: str, collector: Collector) -> subprocess.CompletedProcess[str]:
     """Run a script to its end."""
     code = script.format(url=collector.url, parent=PARENT)
-    done = interpreter.run(code, timeout=60)
+    done = interpreter.run(code)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -58,7 +58,7 @@ def test_the_demo_runs_until_it_is_interrupted(tmp_path: Path) -> None:
         assert wanted - seen == set()
         assert held["service"]["name"] == "demo-shop"
         assert not [each for each in held["exports"] if each["signal"] == "traces"]
-        failed = httpx.get(f"{url}/observe/api/traces/failed").json()
+        failed = httpx.get(f"{url}/observe/api/traces/failed", timeout=60).json()
         frames = failed["summaries"][0]["exception"][0]["frames"]
         assert any(frame["own"] and frame["file"].endswith("shop.py") for frame in frames)
     finally:

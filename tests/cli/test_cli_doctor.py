@@ -319,7 +319,7 @@ def test_a_running_app(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     install(app, environment="development", multiprocess_directory=str(tmp_path), capture_logging=False)
     with serving(app) as port:
         url = f"http://127.0.0.1:{port}"
-        httpx.get(f"{url}/observe/", trust_env=False)
+        httpx.get(f"{url}/observe/", trust_env=False, timeout=60)
         assert main(["doctor", "--url", url, "--json"]) == 0
         out = capsys.readouterr().out  # with the lines of the app, which runs in this process
         checks = [Check(**each) for each in json.loads(out[out.index("[\n") :])]
@@ -562,7 +562,7 @@ def test_the_metrics_of_a_running_app(capsys: pytest.CaptureFixture[str]) -> Non
             url = f"http://127.0.0.1:{port}"
             main(["doctor", "--url", url])
             assert "no request was measured yet" in capsys.readouterr().out
-            httpx.get(f"{url}/orders", trust_env=False)
+            httpx.get(f"{url}/orders", trust_env=False, timeout=60)
             observe.tracing.flush(0.5)
             for user in "abc":
                 counter.labels(user).inc()

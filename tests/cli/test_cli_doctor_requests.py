@@ -43,7 +43,7 @@ def test_a_denied_request_of_doctor(
         assert not seen.spans
         assert not seen.request_lines
         assert [*seen.samples("http_requests_total").values()] == [1]
-        httpx.get(f"{url}/metrics", headers=headers, trust_env=False)
+        httpx.get(f"{url}/metrics", headers=headers, trust_env=False, timeout=60)
         httpx.get(f"{url}/missing", headers={**headers, "user-agent": DOCTOR_AGENT}, trust_env=False)
     assert len(seen.request_lines) == 2
     assert len(seen.server_spans) == 2
@@ -57,7 +57,8 @@ def test_the_console_of_a_running_app(capsys: pytest.CaptureFixture[str]) -> Non
         url = f"http://127.0.0.1:{port}"
         main(["doctor", "--url", url])
         found = [
-            httpx.get(f"{url}/metrics", headers={"user-agent": agent}, trust_env=False) for agent in ("x", DOCTOR_AGENT)
+            httpx.get(f"{url}/metrics", headers={"user-agent": agent}, trust_env=False, timeout=60)
+            for agent in ("x", DOCTOR_AGENT)
         ]
     assert "duplicates" in capsys.readouterr().out
     assert [each.headers.get(CONSOLE_HEADER.decode()) for each in found] == [None, "/inside"]

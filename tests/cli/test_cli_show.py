@@ -60,7 +60,7 @@ def shop(**options: Any) -> Iterator[str]:
 
     with serving(app) as port:
         for path in ("/orders/7?page=2", "/fails"):
-            httpx.get(f"http://127.0.0.1:{port}{path}", headers={"connection": "close"})
+            httpx.get(f"http://127.0.0.1:{port}{path}", headers={"connection": "close"}, timeout=60)
         headers = {"authorization": f"Bearer {TOKEN}"}
         held = partial(httpx.get, f"http://127.0.0.1:{port}/observe/api/live", headers=headers)
         until(lambda: len([each for each in held().json()["requests"] if each["kind"] == "http"]) == 2)
@@ -104,7 +104,7 @@ def test_the_newest_server_is_found(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_whole_trace_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """Repeated spans are one row, a background task is a part of it, and control characters are escaped."""
     with shop() as url:
-        listed = httpx.get(f"{url}/observe/api/live").json()["requests"]
+        listed = httpx.get(f"{url}/observe/api/live", timeout=60).json()["requests"]
         trace_id = next(each["trace_id"] for each in listed if each["endpoint"] == "/orders/{order_id}")
         _, text, _ = show(capsys, trace_id, "--url", url)
     assert "✓ GET /orders/7?page=2  200  " in text
@@ -331,8 +331,8 @@ def test_long_traces_are_shortened(capsys: pytest.CaptureFixture[str]) -> None:
 
     with serving(app) as port:
         url = f"http://127.0.0.1:{port}"
-        httpx.get(url)
-        until(lambda: httpx.get(f"{url}/observe/api/live").json()["requests"])
+        httpx.get(url, timeout=60)
+        until(lambda: httpx.get(f"{url}/observe/api/live", timeout=60).json()["requests"])
         observe.flush()
         text = show(capsys, "last", "--url", url)[1]
     observe.close()

@@ -97,7 +97,7 @@ def serving(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 def answers(port: int) -> bool:
     """Return whether the server is there."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/fast", trust_env=False).status_code == 200
+        return httpx.get(f"http://127.0.0.1:{port}/fast", trust_env=False, timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -189,7 +189,7 @@ def test_the_filter_and_the_keyboard(browser: Browser, server: str) -> None:
 def test_a_permalink_opens_its_trace(browser: Browser, server: str) -> None:
     """The address with a trace id leads to that trace; an unknown one says that it is not held."""
     get(server, "/fails")
-    live = httpx.get(f"{server}/observe/api/live", trust_env=False).json()
+    live = httpx.get(f"{server}/observe/api/live", trust_env=False, timeout=60).json()
     trace_id = next(each["trace_id"] for each in live["requests"] if each["path"] == "/fails")
     with page_of(browser, server) as page:
         page.goto(f"{server}/observe/#trace={trace_id}")
@@ -210,6 +210,7 @@ def test_hostile_text_is_shown_as_text(browser: Browser, server: str) -> None:
         params={"q": HOSTILE},
         headers={"user-agent": "<script>window.pwned=1</script>"},
         trust_env=False,
+        timeout=60,
     )
     with page_of(browser, server) as page:
         page.click(".requests button:has-text('/hostile')")
@@ -246,7 +247,7 @@ def test_accessibility(browser: Browser, server: str, scheme: Any) -> None:
 def test_a_stream_is_shown_while_it_runs(browser: Browser, server: str) -> None:
     """A response that has not ended is in the list, with the time since it began."""
     with (
-        httpx.Client(trust_env=False) as client,
+        httpx.Client(trust_env=False, timeout=60) as client,
         client.stream("GET", f"{server}/stream"),
         page_of(browser, server) as page,
     ):
@@ -273,13 +274,13 @@ def test_a_restart_of_the_server(browser: Browser, tmp_path: Path) -> None:
 def test_many_requests_while_it_is_open(browser: Browser, server: str) -> None:
     """10,000 requests leave the lists of the page and the store bounded."""
     number = 10_000 if "OBSERVE_SOAK" in os.environ else 2_000
-    with page_of(browser, server) as page, httpx.Client(trust_env=False) as client:
+    with page_of(browser, server) as page, httpx.Client(trust_env=False, timeout=60) as client:
         page.wait_for_selector("header h1")
         for _ in range(number):
             client.get(f"{server}/fast")
         page.wait_for_function("document.querySelectorAll('.requests li').length >= 100")
         assert page.locator(".requests li").count() <= 250
-        held = httpx.get(f"{server}/observe/api/info", trust_env=False).json()["held"]
+        held = httpx.get(f"{server}/observe/api/info", trust_env=False, timeout=60).json()["held"]
         assert held["traces"] <= 450
         assert held["bytes"] <= 16 * 1_048_576
         assert page.evaluate("document.querySelectorAll('*').length") < 12_000

@@ -67,7 +67,9 @@ def test_workers_share_a_token(tmp_path: Path) -> None:
         for given, status in ((shared, 200), ("another", 404)):
             headers = {"host": "192.168.0.2", "authorization": f"Bearer {given}"}
             for _ in range(8):  # each on a new connection
-                response = httpx.get(f"http://127.0.0.1:{port}/observe/api/info", headers=headers, trust_env=False)
+                response = httpx.get(
+                    f"http://127.0.0.1:{port}/observe/api/info", headers=headers, trust_env=False, timeout=60
+                )
                 assert response.status_code == status
 
 

@@ -378,6 +378,6 @@ async def live(app: Any, times: int = 1) -> list[Answer]:
     await asyncio.wait_for(started.wait(), 30)
     answers = await run(app, times)
     await inbox.put({"type": "lifespan.shutdown"})
-    done, _ = await asyncio.wait([lifespan], timeout=10)
+    done, _ = await asyncio.wait([lifespan], timeout=60)
     raised = lifespan.exception() if done else "hangs"
     return [*answers, Answer(sent, raised, [])]

@@ -68,7 +68,7 @@ class Caller:
         works += [(self._leave_upload, None), (self._leave_endless, None), (self._talk, None)] * rounds
         self._random.shuffle(works)
         base = f"http://127.0.0.1:{self._port}"
-        async with httpx.AsyncClient(base_url=base, trust_env=False) as self._http:
+        async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=60) as self._http:
             for work, what in works:
                 await work(what)
 
@@ -230,8 +230,8 @@ def test_each_request_has_one_line(
     """However uvicorn's own logging is set up, a request has one line: the access line is not written as well."""
     seen = observed(app := make_app())
     with serving(app, **options) as port:
-        assert httpx.get(f"http://127.0.0.1:{port}/sync", trust_env=False).status_code == 200
-        assert httpx.get(f"http://127.0.0.1:{port}/broken/async", trust_env=False).status_code == 500
+        assert httpx.get(f"http://127.0.0.1:{port}/sync", trust_env=False, timeout=60).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/broken/async", trust_env=False, timeout=60).status_code == 500
     seen.observe.flush()
     captured = capsys.readouterr()
     text = captured.out + captured.err
@@ -244,7 +244,7 @@ def test_a_crash_is_logged_with_its_ids(observed: Callable[..., Seen]) -> None:
     """Uvicorn logs a crash after the request's context is gone; the line has the ids of the request."""
     seen = observed(app := make_zoo(base=False))
     with serving(app) as port:
-        answer = httpx.get(f"http://127.0.0.1:{port}/broken/sync", trust_env=False)
+        answer = httpx.get(f"http://127.0.0.1:{port}/broken/sync", trust_env=False, timeout=60)
     (line,) = assert_agreement(seen, Facts("/broken/sync", 500, "server_error", BROKEN))
     assert answer.headers["x-request-id"] == line["request_id"]
     assert_crashes_logged(seen.lines, [line["request_id"]], {line["request_id"]: line})
@@ -255,6 +255,6 @@ def test_root_path_of_the_server(observed: Callable[..., Seen]) -> None:
     seen = observed(app := make_zoo())
     with serving(app, root_path="/api") as port:
         for path in ("/items/1", "/sub/items/2", "/static/zoo.py", "/a/1/b/2/c/3"):
-            assert httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code == 200
+            assert httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False, timeout=60).status_code == 200
     routes = ("/items/{item_id}", "/sub/items/{item_id}", "/static/{path}", "/a/{a}/b/{b}/c/{c}")
     assert_agreement(seen, *(Facts(route, 200) for route in routes))

@@ -536,7 +536,7 @@ def served(app: FastAPI) -> Iterator[int]:
 
 def raw(port: int, data: bytes) -> tuple[bytes, bytes]:
     """Send bytes; return the status line and the body of the response."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(data)
         answer = b""
         while part := connection.recv(65536):

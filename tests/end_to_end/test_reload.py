@@ -146,7 +146,7 @@ def test_a_server_started_in_python_has_the_console(tmp_path: Path) -> None:
             if generation:
                 write(tmp_path, generation)
             ask(port, generation)
-            assert httpx.get(f"http://127.0.0.1:{port}/observe/", trust_env=False).status_code == 200
+            assert httpx.get(f"http://127.0.0.1:{port}/observe/", trust_env=False, timeout=60).status_code == 200
 
 
 def _lines(directory: Path) -> list[str]:

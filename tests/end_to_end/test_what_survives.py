@@ -97,7 +97,7 @@ class Served:
 
     def get(self, path: str) -> bytes:
         """Send a request on a new connection. The response must be 200."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -213,7 +213,7 @@ def test_a_second_interrupt(tmp_path: Path) -> None:
     """A response that does not end delays uvicorn; a second Ctrl-C ends that, and queued items are flushed."""
     with served(tmp_path, OBSERVE_BATCH_DELAY="60") as server:
         server.send(SENT)
-        connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
         connection.request("GET", "/quiet/endless")
         assert connection.getresponse().read(1) == b"x"
         server.process.send_signal(signal.SIGINT)

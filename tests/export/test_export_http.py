@@ -193,7 +193,7 @@ def test_the_codec_of_host_names_is_imported_early() -> None:
         HttpTransport("http://localhost:4318", {}, "traces")
         assert "encodings.idna" in sys.modules
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=30)  # noqa: S603 - our own code
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)  # noqa: S603 - our own code
 
 
 def test_the_second_address_is_tried() -> None:

@@ -52,7 +52,7 @@ def redis_server() -> Iterator[int]:
 
 def _answers(port: int) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall(b"PING\r\n")
             return connection.recv(5) == b"+PONG"
     except OSError:

@@ -61,7 +61,7 @@ APP = """
 def run(script: str, path: Path, shown: Path, stdout: int | None = None, **options: str | None) -> tuple[Any, str]:
     """Run an app that logs to `path`. Returns its counts by signal, and standard output."""
     code = textwrap.dedent(APP) + textwrap.dedent(script)
-    done = interpreter.run(code, path, shown, json.dumps(options), stdout=stdout, timeout=180)
+    done = interpreter.run(code, path, shown, json.dumps(options), stdout=stdout)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     counts = json.loads(shown.read_text())
     for each in counts.values():

@@ -106,7 +106,7 @@ def lines_in(directory: Path) -> list[bytes]:
     return data
 
 
-def run(script: str, *arguments: object, seconds: int = 60) -> str:
+def run(script: str, *arguments: object, seconds: int = 300) -> str:
     """Run `script` in a process of its own. Returns its output."""
     done = interpreter.run(script, *arguments, timeout=seconds)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr

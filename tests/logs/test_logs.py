@@ -954,8 +954,8 @@ def test_a_real_uvicorn_writes_json_lines_only(tmp_path: Path, how: str) -> None
             if rows[-1]["message"].startswith("Uvicorn running on"):
                 break
         address = rows[-1]["message"].split()[3]
-        assert httpx.get(f"{address}/", trust_env=False).status_code == 200
-        assert httpx.get(f"{address}/crash", trust_env=False).status_code == 500
+        assert httpx.get(f"{address}/", trust_env=False, timeout=60).status_code == 200
+        assert httpx.get(f"{address}/crash", trust_env=False, timeout=60).status_code == 500
         server.send_signal(signal.SIGTERM)
         rest, errors = server.communicate(timeout=120)
     rows += [json.loads(row) for row in rest.splitlines()]

@@ -408,7 +408,7 @@ def test_a_server_with_its_own_logging(tmp_path: Path) -> None:
 
         def serves() -> bool:
             try:
-                statuses.append(httpx.get(f"http://127.0.0.1:{port}/log", trust_env=False).status_code)
+                statuses.append(httpx.get(f"http://127.0.0.1:{port}/log", trust_env=False, timeout=60).status_code)
             except httpx.TransportError:
                 return False
             return True
@@ -416,7 +416,7 @@ def test_a_server_with_its_own_logging(tmp_path: Path) -> None:
         try:
             until(serves, 60)
             urls = [f"http://127.0.0.1:{port}/{name}" for name in ("crash", "late")]
-            statuses += [httpx.get(url, trust_env=False).status_code for url in urls]
+            statuses += [httpx.get(url, trust_env=False, timeout=60).status_code for url in urls]
         finally:
             server.send_signal(signal.SIGTERM)
             out, err = server.communicate(timeout=120)

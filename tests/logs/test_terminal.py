@@ -98,7 +98,7 @@ def terminal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Termina
     started = Terminal(tmp_path, OBSERVE_MULTIPROCESS_DIRECTORY=str(shared), **request.param)
     try:
         until(lambda: "Application startup complete" in started.text)
-        httpx.get(f"http://127.0.0.1:{started.port}/boom?token=x")
+        httpx.get(f"http://127.0.0.1:{started.port}/boom?token=x", timeout=60)
         until(lambda: "GET /boom" in started.text)
         yield started
     finally:

@@ -191,7 +191,7 @@ def test_random_requests_over_sockets_add_no_series(http: str, tmp_path: Path) -
             request = (
                 f"{method} {status or target} HTTP/{version}\r\nhost: {number}.example.org\r\nconnection: close\r\n\r\n"
             )
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                 connection.sendall(request.encode())
                 while connection.recv(65_536):
                     pass

@@ -191,7 +191,7 @@ def test_a_dependency_needs_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask_port(port: int, path: str = "/metrics", method: str = "GET", **headers: str) -> tuple[int, bytes]:
     """Send a request to the metrics port."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()

@@ -303,7 +303,7 @@ class Prometheus:
     """A running Prometheus."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=url, timeout=5, trust_env=False)
+        self._client = httpx.AsyncClient(base_url=url, timeout=60, trust_env=False)
 
     async def ask(self, path: str, **parameters: str) -> Any:
         """Return `data` of a response of its API."""
@@ -372,7 +372,7 @@ async def test_prometheus_scrapes_the_shop(tmp_path: Path) -> None:
             assert name in config
             config = config.replace(name, target.removeprefix("http://"))
         config = re.sub(r"(scrape_interval|scrape_timeout): \d+s", r"\1: 1s", config)
-        async with httpx.AsyncClient(base_url=shop.url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=shop.url, trust_env=False, timeout=60) as client:
             for _ in range(3):
                 assert (await client.get("/products")).is_success
         async with prometheus(config, tmp_path) as server:

@@ -327,7 +327,7 @@ def running(command: list[str], directory: Path, port: int) -> Iterator[None]:
 
 def status(port: int, path: str) -> int:
     """Send a request. Returns the status."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path)
         return connection.getresponse().status

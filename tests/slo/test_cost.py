@@ -35,8 +35,8 @@ def run_cost(app: FastAPI, capsys: pytest.CaptureFixture[str], *options: str) ->
     with serving(app) as port:
         url = f"http://127.0.0.1:{port}"
         for name in ("orders", "products", "customers", "orders"):
-            httpx.get(f"{url}/{name}/7", trust_env=False)
-        scrape = httpx.get(f"{url}/metrics", trust_env=False).text
+            httpx.get(f"{url}/{name}/7", trust_env=False, timeout=60)
+        scrape = httpx.get(f"{url}/metrics", trust_env=False, timeout=60).text
         capsys.readouterr()
         assert main(["cost", f"{url}/metrics", "--json", *options]) == 0
         printed = capsys.readouterr().out
@@ -182,7 +182,7 @@ def test_text(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str])
     app = shop()
     observed(app)
     with serving(app) as port:
-        httpx.get(f"http://127.0.0.1:{port}/orders/7", trust_env=False)
+        httpx.get(f"http://127.0.0.1:{port}/orders/7", trust_env=False, timeout=60)
         assert main(["cost", f"http://127.0.0.1:{port}/metrics"]) == 0
     printed = capsys.readouterr().out
     assert "bytes per scrape before compression" in printed

@@ -164,7 +164,7 @@ async def test_the_names_of_opentelemetry(tiny: Callable[..., tuple[FastAPI, Of]
     (tmp_path / "rules.yml").write_text(every_second(rule_file(plan)), "utf-8")
     with serving(app) as port:
         config = scraping(f"127.0.0.1:{port}", job="tiny", rules=["rules.yml"])
-        async with prometheus(tmp_path, config) as asked, httpx.AsyncClient(trust_env=False) as client:
+        async with prometheus(tmp_path, config) as asked, httpx.AsyncClient(trust_env=False, timeout=60) as client:
             for _ in range(3):
                 await client.get(f"http://127.0.0.1:{port}/orders")
             await asked.until("count(slo:events:rate1m) == 2")  # rules of one group are evaluated one after the other

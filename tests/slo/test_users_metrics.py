@@ -236,8 +236,8 @@ async def test_a_running_app_shows_the_rest(served: str, tmp_path: Path) -> None
     own = ["hall_celsius", "item_seconds", "parts_total", "plain_total", "workers_idle"]
     expected = ["At a glance", "Golden signals", "Runtime and saturation", "Jobs", "Operations", ROW]
     assert before == [*expected, "Cost of observing", *own]
-    async with httpx.AsyncClient(base_url=f"http://{served}", trust_env=False) as client:
-        assert (await client.post("/work", timeout=60)).is_success  # the socket accepts before the app runs
+    async with httpx.AsyncClient(base_url=f"http://{served}", trust_env=False, timeout=60) as client:
+        assert (await client.post("/work")).is_success  # the socket accepts before the app runs
         after = all_names(tmp_path, "--url", f"http://{served}/metrics")
         assert after[:4] == ["At a glance", "Golden signals", "Database", "Runtime and saturation"]
         assert after[-7:] == [*own[:2], "late_total", "parts_total", "parts_open", *own[3:]]

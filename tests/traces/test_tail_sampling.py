@@ -287,7 +287,7 @@ def call_outer(seen: Seen) -> None:
     app = seen.observe.app
     with serving(app) as port:
         app.state.url = f"http://127.0.0.1:{port}"
-        httpx.get(f"{app.state.url}/outer", trust_env=False)
+        httpx.get(f"{app.state.url}/outer", trust_env=False, timeout=60)
 
 
 @pytest.mark.parametrize(

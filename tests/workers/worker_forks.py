@@ -115,7 +115,7 @@ def run(script: str, *arguments: object) -> Any:
         f"import json, sys; sys.path.insert(0, {str(HERE)!r}); import worker_forks\n"
         "print(json.dumps(getattr(worker_forks, sys.argv[1])(*sys.argv[2:])))"
     )
-    process = interpreter.run(code, script, *arguments, timeout=60)
+    process = interpreter.run(code, script, *arguments)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
