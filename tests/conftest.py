@@ -24,10 +24,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from tools import HOST_WARNINGS, no_thread_starts
 
 from fastapi_observe import install
+from fastapi_observe.doctor import probe
 from fastapi_observe.internal.forks import NO_THREAD_THROTTLE
 from fastapi_observe.internal.opentelemetry import GLOBAL_PROVIDER
 from fastapi_observe.logs.handlers import SERVER_LOGGERS
 from fastapi_observe.observability import INSTALLED
+from fastapi_observe.slo import http_get
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,6 +88,14 @@ def _server_loggers() -> Iterator[None]:
     for one, handlers, filters, level, propagate in before:
         one.handlers, one.filters, one.propagate = handlers, filters, propagate
         one.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _generous_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands wait for a server on a busy machine. The tests of these timeouts set their own."""
+    monkeypatch.setattr(probe, "RESPONSE_TIMEOUT", 120.0)
+    monkeypatch.setattr(http_get, "READ_TIMEOUT", 120.0)
+    monkeypatch.setattr(http_get, "TOTAL_TIMEOUT", 120.0)
 
 
 class Seen:

@@ -77,6 +77,14 @@ class _RedactedArguments(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._given)
 
+    def __str__(self) -> str:
+        """Return the text of the mapping for `%s`, which is redacted as a part of the message."""
+        return str(self._given)
+
+    def __repr__(self) -> str:
+        """Return the text of the mapping for `%r`."""
+        return repr(self._given)
+
     def convert(self, match: re.Match[str]) -> str:
         """Return a conversion such as `%(pin)04d`, or `%(pin)s` if the value is redacted: it is no number then."""
         name = match["name"]

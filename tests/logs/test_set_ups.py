@@ -243,6 +243,36 @@ def test_named_arguments_are_redacted_by_their_names() -> None:
     assert output.events == ["ada sent REDACTED", "ada sent REDACTED"]
 
 
+def test_a_mapping_as_the_only_argument() -> None:
+    """`logging` takes it for named arguments. `%s` and `%r` have its text, redacted as other text is."""
+    output = run(
+        """
+        from collections import Counter
+        from types import MappingProxyType
+        from starlette.datastructures import Headers
+        observe = install(FastAPI())
+        log = logging.getLogger("shop")
+        for message, given in (
+            ("headers: %s", Headers({"accept": "*/*", "authorization": "Bearer abcdef0123456789"})),
+            ("got %r", MappingProxyType({"user": "ada"})),
+            ("got %.9s", Counter("aab")),
+            ("payload: %s", {"user": "ada", "password": "correct horse"}),
+            ("%s", dict.fromkeys(range(300), 1)),
+        ):
+            log.warning(message, given)
+        observe.close()
+        """
+    )
+    *events, last = (event.replace("'REDACTED'", "REDACTED") for event in output.events)
+    assert events == [
+        "headers: Headers({'accept': '*/*', 'authorization': REDACTED})",
+        "got mappingproxy({'user': 'ada'})",
+        "got Counter({",
+        "payload: {'user': 'ada', 'password': REDACTED}",
+    ]
+    assert last == str(dict.fromkeys(range(300), 1))
+
+
 def test_redacted_named_arguments_keep_the_message() -> None:
     """Whatever the conversion and the mapping are. An ambiguous name redacts only what looks like an id, as in text."""
     output = run(
