@@ -84,6 +84,13 @@ def _find_processors(provider: Any) -> list[Any] | None:
     return None if processors is None else [getattr(processor, "_inner", processor) for processor in processors]
 
 
+def find_service_name(provider: Any) -> str | None:
+    """Return the service name in the resource of a provider; None if there is none."""
+    resource = getattr(getattr(provider, "provider", provider), "resource", None)
+    name = getattr(resource, "attributes", {}).get("service.name")
+    return None if name is None else str(name)
+
+
 def exports_otlp(provider: Any) -> bool:
     """Return whether a provider has an exporter with an endpoint."""
     return any(isinstance(export_target(exporter), str) for exporter in list_exporters(provider))

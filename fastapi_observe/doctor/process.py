@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from packaging.requirements import Requirement
 
 from fastapi_observe.doctor.check import Check, how_to_unset, set_by
+from fastapi_observe.doctor.instrumentation import find_service_name
 from fastapi_observe.doctor.lines import check_lines
 from fastapi_observe.traces.provider import find_user_provider
 
@@ -64,15 +65,7 @@ def check_settings(settings: ObserveSettings, *, is_running: bool = True) -> Ite
     """Report settings without effect, and what is switched on."""
     for message in settings.warnings():
         yield Check("settings", "look", message.rstrip("."), "correct or unset the variable")
-    if settings.service_name == "unknown_service":
-        yield Check(
-            "service", "look", "the service has no name", "set service_name, OTEL_SERVICE_NAME or the title of the app"
-        )
-    else:
-        found = f"{settings.service_name} in {settings.environment}"
-        if not is_running and not settings.development and settings.sources()["environment"] == "default":
-            found += "; with FASTAPI_ENV=development, doctor checks what `fastapi dev` runs"
-        yield Check("service", "ok", found)
+    yield from check_service(settings, is_running=is_running)
     yield from check_env_file(settings)
     switches = {
         "traces": (settings.tracing, "tracing"),
@@ -86,6 +79,26 @@ def check_settings(settings: ObserveSettings, *, is_running: bool = True) -> Ite
     yield from check_sampling(settings)
     yield from check_lines(settings)
     yield check_exit(settings)
+
+
+def check_service(settings: ObserveSettings, *, is_running: bool = True) -> Iterator[Check]:
+    """Say which name and environment the app reports, and whether its tracer provider reports another name."""
+    name = settings.service_name
+    if name == "unknown_service":
+        step = "set service_name, OTEL_SERVICE_NAME or the title of the app"
+        yield Check("service", "look", "the service has no name", step)
+    else:
+        found = f"{name} in {settings.environment}"
+        if not is_running and not settings.development and settings.sources()["environment"] == "default":
+            found += "; with FASTAPI_ENV=development, doctor checks what `fastapi dev` runs"
+        yield Check("service", "ok", found)
+    other = find_service_name(find_user_provider(settings)) if settings.tracing else None
+    if other is not None and other != name:
+        found = f"your tracer provider reports spans as service {other}; metrics and logs are those of {name}"
+        step = f'pass resource=Resource.create({{"service.name": "{name}"}}) to your tracer provider'
+        if name == "unknown_service":
+            step = f"set service_name to {other} in install"
+        yield Check("service", "look", found, step)
 
 
 def check_exit(settings: ObserveSettings) -> Check:

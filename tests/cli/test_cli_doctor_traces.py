@@ -169,3 +169,22 @@ def test_a_provider_without_a_processor(tmp_path: Path) -> None:
     check = doctor(tmp_path, (PROVIDER, INSTALL), OBSERVE_OTLP_ENDPOINT=URL)["export of traces"]
     assert check.found == f"{found}; otlp_endpoint has no effect on spans (OBSERVE_OTLP_ENDPOINT)"
     assert check.step.startswith("add a span processor with an exporter to it, or ")
+
+
+@pytest.mark.parametrize(
+    ("resource", "verdict", "name"),
+    [("", "look", "unknown_service"), ("Resource.create({'service.name': 'shop'})", "ok", "")],
+)
+def test_a_provider_with_another_service_name(tmp_path: Path, resource: str, verdict: str, name: str) -> None:
+    """Its spans are those of another service than metrics and logs, unless its resource has the same name."""
+    provider = "from opentelemetry.sdk.resources import Resource\n" + PROVIDER.replace(
+        "TracerProvider())", f"TracerProvider(resource={resource or None}))"
+    )
+    check = doctor(tmp_path, (provider, EXPORTER, INSTALL))["service"]
+    assert check.verdict == verdict
+    if name:
+        assert check.found.startswith(f"your tracer provider reports spans as service {name}")
+        assert check.found.endswith("; metrics and logs are those of shop")
+        assert check.step == 'pass resource=Resource.create({"service.name": "shop"}) to your tracer provider'
+    assert doctor(tmp_path, (provider, INSTALL), OTEL_SERVICE_NAME="shop")["service"].verdict == "ok"
+    assert doctor(tmp_path, (provider, INSTALL), OBSERVE_TRACING="false")["service"].verdict == "ok"
