@@ -135,16 +135,29 @@ def check_sampling(settings: ObserveSettings) -> Iterator[Check]:
     is_off = settings.sampler.endswith("always_off")
     ratio = 0 if is_off else settings.sample_ratio
     is_every = settings.sampler.endswith("always_on") or ratio == 1
-    tail = settings.tail_sampling if settings.sampler != "always_off" and not is_every else ()
+    follows_callers = settings.sampler.startswith("parentbased") and settings.trust_incoming not in ("never", [], ())
+    tail = settings.tail_sampling if settings.sampler != "always_off" and (follows_callers or not is_every) else ()
+    option, value = ("sampler", settings.sampler) if is_off else ("sample_ratio", 0)
     if not (is_every or ratio or tail):
-        option, value = ("sampler", settings.sampler) if is_off else ("sample_ratio", 0)
         new = "new " * settings.sampler.startswith("parentbased")
         found = f"no {new}trace is exported: {option} is {value}{set_by(settings, option)}"
         yield Check("sampling", "look", found, f"{how_to_unset(settings, option)} to export traces")
         return
-    head = "every trace" if is_every else f"{100 * ratio:g}% of new traces"
-    text = f"; and every request of these kinds: {', '.join(tail)}" if tail else ""
-    yield Check("sampling", "ok", f"exports {head}{text}")
+    kinds = ", ".join(tail or ())
+    if is_every:
+        source = set_by(settings, "sampler") if settings.sampler.endswith("always_on") else ""
+        found = f"exports every trace{source}"
+        found += ", except those that a trusted caller did not sample" * follows_callers
+        found += f"; of these, requests of these kinds: {kinds}" * bool(follows_callers and tail)
+    else:
+        found = f"exports {100 * ratio:g}% of new traces"
+        found += f": sampler is {value}{set_by(settings, option)}" if is_off else set_by(settings, "sample_ratio")
+        found += f"; and every request of these kinds: {kinds}" * bool(tail)
+        found += "; a trusted caller decides about its own traces" * follows_callers
+    if is_off:
+        yield Check("sampling", "look", found, f"{how_to_unset(settings, option)} to export new traces by sample_ratio")
+    else:
+        yield Check("sampling", "ok", found)
 
 
 def check_log_file(settings: ObserveSettings) -> Iterator[Check]:

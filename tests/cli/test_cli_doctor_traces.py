@@ -114,8 +114,12 @@ def test_tracing_is_off_but_an_endpoint_is_set(monkeypatch: pytest.MonkeyPatch) 
 def test_a_sampler_that_samples_nothing() -> None:
     """No ratio and no tail sampling are to be looked at, as is the sampler `always_off`."""
     cases: tuple[tuple[dict[str, Any], str, str], ...] = (
-        ({"sample_ratio": 0}, "ok", "exports 0% of new traces; and every request of these kinds: errors, "),
-        ({"sample_ratio": 0.005, "tail_sampling": None}, "ok", "exports 0.5% of new traces"),
+        (
+            {"sample_ratio": 0},
+            "ok",
+            "exports 0% of new traces (sample_ratio of install); and every request of these kinds: errors, ",
+        ),
+        ({"sample_ratio": 0.005, "tail_sampling": None}, "ok", "exports 0.5% of new traces (sample_ratio of install)"),
         (
             {"sample_ratio": 0, "tail_sampling": None},
             "look",
@@ -128,14 +132,32 @@ def test_a_sampler_that_samples_nothing() -> None:
         ),
         ({"sampler": "always_off"}, "look", "no trace is exported: sampler is always_off (sampler of install)"),
         ({"sampler": "parentbased_always_off", "tail_sampling": None}, "look", "no new trace is exported: sampler is "),
-        ({"sampler": "parentbased_always_off"}, "ok", "exports 0% of new traces; and every request of these kinds"),
-        ({"sampler": "always_on", "sample_ratio": 0}, "ok", "exports every trace"),
-        ({"sample_ratio": 1}, "ok", "exports every trace"),
+        (
+            {"sampler": "parentbased_always_off", "sample_ratio": 1},
+            "look",
+            "exports 0% of new traces: sampler is parentbased_always_off (sampler of install); and every request of ",
+        ),
+        ({"sampler": "always_on", "sample_ratio": 0}, "ok", "exports every trace (sampler of install)"),
     )
     for options, verdict, found in cases:
         (check,) = check_sampling(ObserveSettings(**options))
         assert (check.verdict, check.found.startswith(found)) == (verdict, True), check
-    assert check.found == "exports every trace"
+
+
+def test_a_caller_that_decides() -> None:
+    """A sampler based on the parent follows trusted callers, also with a ratio of 1; no other sampler does."""
+    every = "exports every trace"
+    exception = ", except those that a trusted caller did not sample"
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"sample_ratio": 1, "tail_sampling": None}, every + exception),
+        ({"sample_ratio": 1, "tail_sampling": ["slow"]}, f"{every}{exception}; of these, requests of these kinds: slow"),
+        ({"sample_ratio": 1, "trust_incoming": "never"}, every),
+        ({"sample_ratio": 1, "sampler": "traceidratio"}, every),
+        ({"tail_sampling": None}, "exports 10% of new traces; a trusted caller decides about its own traces"),
+        ({"tail_sampling": None, "trust_incoming": "never"}, "exports 10% of new traces"),
+    )
+    for options, found in cases:
+        assert [*check_sampling(ObserveSettings(**options))] == [Check("sampling", "ok", found)]
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
