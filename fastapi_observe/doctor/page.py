@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fastapi_observe.doctor.app import (
     check_dropped_lines,
     check_export_counts,
+    check_missing_spans,
     check_open,
     degraded_workers,
     separate_workers,
@@ -61,7 +62,7 @@ class MetricsPage:
         self.counts: dict[str, Counter[str]] = {}
         self.overflown: set[str] = set()
         self.values: Counter[str] = Counter()
-        self.has_requests = False
+        self.requests = self.unmatched = 0
         try:
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:
@@ -78,8 +79,10 @@ class MetricsPage:
         elif sample.name in SINGLE:
             self.values[sample.name] += _to_count(sample)
         elif sample.name in REQUESTS and sample.value:
-            endpoint = sample.labels.get("endpoint", sample.labels.get("http_route"))
-            self.has_requests = self.has_requests or endpoint not in NO_ROUTE
+            if sample.labels.get("endpoint", sample.labels.get("http_route", "")) in NO_ROUTE:
+                self.unmatched += _to_count(sample)
+            else:
+                self.requests += _to_count(sample)
 
     def check_cardinality(self, url: str) -> Iterator[Check]:
         """Report metrics with more label sets or values than allowed."""
@@ -97,6 +100,8 @@ class MetricsPage:
         for signal, counts in islice(sorted(self.counts.items()), MAX_SIGNALS):
             if signal in LINE_SIGNALS:
                 yield from check_dropped_lines(signal, counts["dropped"])
+            elif signal == "traces" and self.requests and not any(counts.values()):
+                yield check_missing_spans(self.requests)
             else:
                 yield check_export_counts(
                     signal, counts["exported"], counts["queued"], counts["dropped"], counts["failed"]
@@ -108,7 +113,11 @@ class MetricsPage:
             yield Check("export", "ok", found + "else set OTEL_EXPORTER_OTLP_ENDPOINT")
         yield from self._check_workers()
         yield from self._check_open()
-        if not self.has_requests:
+        if self.unmatched and not self.requests:
+            found = f"no request has matched a route yet; {self.unmatched} matched none (endpoint unmatched)"
+            step = "compare their paths with the routes of the app; an earlier doctor --url may be among them"
+            yield Check("requests", "look", found, step)
+        elif not self.requests:
             step = "send a request; /metrics and what exclude_paths names are not counted"
             yield Check("requests", "look", "no request was measured yet", step)
 

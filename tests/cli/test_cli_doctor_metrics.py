@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+import interpreter
 import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from opentelemetry.sdk.trace import TracerProvider
 from servers import serving
 from variables import remove_variables
@@ -45,6 +47,55 @@ def test_an_app_that_exports_nothing(observed: Callable[..., Seen]) -> None:
         check = by_subject(MetricsPage(observed(FastAPI(), **options).text.splitlines()).check_counts())["export"]
         assert check.verdict == "ok"
         assert check.found.startswith("fastapi-observe exports nothing: intended with tracing off or a tracer provider")
+
+
+def test_a_provider_that_is_set_in_the_lifespan() -> None:
+    """Outside development, only the metrics say that no span is left for the export."""
+    script = """
+    import sys
+    from contextlib import asynccontextmanager
+    import httpx
+    from fastapi import FastAPI
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from servers import serving
+    from fastapi_observe import install
+    from fastapi_observe.cli.main import main
+
+    @asynccontextmanager
+    async def lifespan(app):
+        if sys.argv[1] == "later":
+            trace.set_tracer_provider(TracerProvider())
+        yield
+
+    app = FastAPI(title="shop", lifespan=lifespan)
+    app.get("/orders")(lambda: {"id": 7})
+    observe = install(app, otlp_endpoint="http://127.0.0.1:9", sample_ratio=1, otlp_timeout=0.1, shutdown_timeout=0.1)
+    with serving(app) as port:
+        for _ in range(2):
+            httpx.get(f"http://127.0.0.1:{port}/orders", trust_env=False)
+        main(["doctor", "--url", f"http://127.0.0.1:{port}"])
+    """
+    found = "look  export of traces  0 exported, 0 queued, although 2 requests were measured"
+    assert found in interpreter.run(script, "later").stdout
+    assert "although" not in interpreter.run(script, "never").stdout
+
+
+@pytest.mark.parametrize("names", ["prometheus", "semconv"])
+def test_requests_without_a_route(observed: Callable[..., Seen], names: str) -> None:
+    """Requests that all matched no route are named, and are not called none."""
+    app = FastAPI()
+    app.get("/orders")(lambda: {"id": 7})
+    seen = observed(app, metric_names=names)
+    client = TestClient(app)
+    found = []
+    for path in ("", "/missing", "/missing", "/orders"):
+        if path:
+            client.get(path)
+        check = by_subject(MetricsPage(seen.text.splitlines()).check_counts()).get("requests")
+        found.append("" if check is None else check.found)
+    matched_none = "no request has matched a route yet; {} matched none (endpoint unmatched)"
+    assert found == ["no request was measured yet", matched_none.format(1), matched_none.format(2), ""]
 
 
 @contextmanager
