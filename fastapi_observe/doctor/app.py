@@ -148,8 +148,8 @@ def check_missing_spans(requests: int) -> Check:
     """Return the check of an app with `otlp_endpoint` none of whose requests has a span."""
     found = f"0 exported, 0 queued, although {requests} request{'s were' if requests > 1 else ' was'} measured"
     step = (
-        "read the warnings at the start of the app: a tracer provider that is set later, such as in the lifespan, takes "
-        "the spans; if there is none, see the check sampling of doctor MODULE:APP"
+        "read the warnings at the start of the app: a tracer provider that is set later, such as in the lifespan, "
+        "takes the spans; if there is none, see the check sampling of doctor MODULE:APP"
     )
     return Check("export of traces", "look", found, step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.doctor.check import Check, set_by
@@ -55,20 +56,27 @@ def check_loggers(observability: Observability) -> Iterator[Check]:
         yield Check("lines", "look", text, "remove propagate=False, unless their own handlers are enough")
     if source := set_by(settings, "quiet_loggers"):
         yield Check("lines", "ok", f"records below warn are dropped of {join_first([*settings.quiet_loggers])}{source}")
-    if strict := _sort_loggers(observability, observability.logs.strict_loggers()):
-        yield Check("lines", "ok", f"loggers have a level of their own above log_level: {join_first(strict)}")
+    strict = _sort_loggers(observability, observability.logs.strict_loggers())
+    of_user = [name for name in strict if not _is_of_library(observability, name)]
+    if of_user:
+        text = (
+            f"loggers have a level of their own above log_level, which those below them inherit: {join_first(of_user)}"
+        )
+        step = "remove their level (setLevel, or level in dictConfig), unless their lower records are not wanted"
+        yield Check("lines", "look", text, step)
+    if others := strict[len(of_user) :]:
+        yield Check("lines", "ok", f"loggers of libraries have a level above log_level: {join_first(others)}")
 
 
 def _sort_loggers(observability: Observability, names: list[str]) -> list[str]:
     """Return loggers in their order, those of the user's code first. Some of the others were created by us."""
+    return sorted(names, key=partial(_is_of_library, observability))
+
+
+def _is_of_library(observability: Observability, text: str) -> bool:
+    name = text.partition(" ")[0]  # a level may follow
     created = {*SERVER_LOGGERS, *observability.settings.quiet_loggers}
-    is_own = observability.own_code.includes_module
-
-    def is_of_library(text: str) -> bool:
-        name = text.partition(" ")[0]  # a level may follow
-        return name in created or not is_own(name)
-
-    return sorted(names, key=is_of_library)
+    return name in created or not observability.own_code.includes_module(name)
 
 
 def _disabled_loggers() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import logging
 import os
 import re
 import subprocess
@@ -25,7 +24,6 @@ from fastapi_observe import Observability, install
 from fastapi_observe.cli.main import main
 from fastapi_observe.doctor.app import check_app, check_exports, check_open_requests
 from fastapi_observe.doctor.check import Check, run_checks
-from fastapi_observe.doctor.lines import check_lines
 from fastapi_observe.doctor.page import MetricsPage
 from fastapi_observe.doctor.probe import probe_exports
 from fastapi_observe.doctor.process import check_log_file, check_settings
@@ -436,94 +434,6 @@ def test_an_env_file_that_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
     monkeypatch.setenv("OBSERVE_SAMPLE_RATIO", "0.5")  # as uvicorn --env-file does
     assert "settings" not in by_subject([*check_settings(ObserveSettings())])
-
-
-def test_why_lines_are_missing() -> None:
-    """A level, an option and `logging.disable` are named."""
-    assert not [*check_lines(ObserveSettings())]
-    assert not [*check_lines(ObserveSettings(logs=False, log_requests=False))]
-    for options, found in (
-        ({"log_requests": False}, "requests have no line (log_requests of install)"),
-        ({"log_level": "WARNING"}, "lines below warn are dropped, and with them those of successful requests"),
-        ({"capture_logging": False}, "records of logging are not written as lines"),
-    ):
-        (check,) = check_lines(ObserveSettings(**options))
-        assert (check.verdict, check.found.startswith(found)) == ("look", True), check
-    logging.disable(logging.INFO)
-    try:
-        (check,) = check_lines(ObserveSettings())
-    finally:
-        logging.disable(logging.NOTSET)
-    assert check.found == "logging.disable() drops records up to level INFO"
-
-
-def test_disabled_loggers(observed: Callable[..., Seen]) -> None:
-    """Those of the user's code are named first, then those of libraries and those that servers have."""
-    names = ["_granian", "asyncio", "httpx", "pydantic.main", "fastapi_observe.demo", "test_cli_doctor", "zeta.shop"]
-    before = {name: logging.getLogger(name).disabled for name in names}
-    for name in names:
-        logging.getLogger(name).disabled = True
-    try:
-        checks = [*check_app(observed(FastAPI(title="shop")).observe)]
-        assert "lines" not in {each.subject for each in check_lines(ObserveSettings())}
-    finally:
-        for name, disabled in before.items():
-            logging.getLogger(name).disabled = disabled
-    found = "loggers are disabled, so their records have no line: test_cli_doctor, zeta.shop, _granian, asyncio, "
-    assert ("look", f"{found}fastapi_observe.demo and 2 more") in {(each.verdict, each.found) for each in checks}
-
-
-def test_a_handler_that_is_replaced_at_the_start(tmp_path: Path) -> None:
-    """A plain console handler that was added after `install` is on no line twice; one with a format of its own is."""
-    for name, make, verdict in (
-        ("plain", "logging.StreamHandler()", "ok"),
-        ("own", "logging.StreamHandler()\nhandler.setFormatter(type('Own', (logging.Formatter,), {})())", "look"),
-    ):
-        added = f"import logging\nhandler = {make}\nlogging.getLogger('shop').addHandler(handler)\n"
-        (tmp_path / f"{name}.py").write_text(MODULE + added, encoding="utf-8")
-        checks = by_subject([Check(**each) for each in json.loads(doctor(tmp_path, f"{name}:app", "--json").stdout)])
-        assert checks["duplicates"].verdict == verdict
-
-
-def test_loggers_without_lines(checked: Callable[..., dict[str, Check]]) -> None:
-    """Loggers that do not propagate are to be looked at; quiet loggers and levels of one's own are named."""
-    detached, strict = logging.getLogger("shop.detached"), logging.getLogger("shop.strict")
-    assert "lines" not in {subject for subject, check in checked().items() if "shop." in check.found}
-    detached.propagate = False
-    strict.setLevel(logging.ERROR)
-    try:
-        app = FastAPI(title="shop")
-        install(app, quiet_loggers=["shop.quiet"], instrument=[])
-        checks = [check for check in check_app(app.state.observe) if check.subject == "lines"]
-        assert "lines" not in checked(capture_logging=False)
-    finally:
-        detached.propagate = True
-        strict.setLevel(logging.NOTSET)
-    looked, *named = [(check.verdict, check.found) for check in checks]
-    assert looked == ("look", "loggers do not propagate, so their records have no line: shop.detached")
-    assert named[0] == ("ok", "records below warn are dropped of shop.quiet (quiet_loggers of install)")
-    assert named[1][1].startswith("loggers have a level of their own above log_level: ")
-    assert "shop.strict (ERROR)" in named[1][1]
-    assert "shop.quiet" not in named[1][1]
-
-
-def test_excluded_routes(checked: Callable[..., dict[str, Check]]) -> None:
-    """Excluded routes are named with their signals; excluding all is to be looked at."""
-
-    def shop() -> FastAPI:
-        app = FastAPI(title="shop")
-        app.get("/health")(lambda: {"id": 7})
-        app.get("/orders")(lambda: {"id": 7})
-        return app
-
-    assert "exclusions" not in checked(shop())
-    check = checked(shop(), exclude_paths=["/health"], exclude_from={"logs": ["GET /orders"]})["exclusions"]
-    assert check.found == "excluded routes (2 of 2): GET /health, GET /orders (logs)"
-    assert check.verdict == "look"
-    assert check.step == "correct exclude_paths (exclude_paths of install) or exclude_from (exclude_from of install)"
-    check = checked(shop(), exclude_urls=["/health$", "/docs$"])["exclusions"]
-    assert (check.verdict, check.step) == ("ok", "correct exclude_urls (exclude_urls of install)")
-    assert check.found == "excluded routes (3 of 4): GET /docs, HEAD /docs, GET /health"
 
 
 def test_no_step_starts_with_a_name() -> None:

@@ -150,7 +150,10 @@ def test_a_caller_that_decides() -> None:
     exception = ", except those that a trusted caller did not sample"
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"sample_ratio": 1, "tail_sampling": None}, every + exception),
-        ({"sample_ratio": 1, "tail_sampling": ["slow"]}, f"{every}{exception}; of these, requests of these kinds: slow"),
+        (
+            {"sample_ratio": 1, "tail_sampling": ["slow"]},
+            f"{every}{exception}; of these, requests of these kinds: slow",
+        ),
         ({"sample_ratio": 1, "trust_incoming": "never"}, every),
         ({"sample_ratio": 1, "sampler": "traceidratio"}, every),
         ({"tail_sampling": None}, "exports 10% of new traces; a trusted caller decides about its own traces"),
