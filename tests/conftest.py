@@ -59,6 +59,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OBSERVE_TAIL_SAMPLING", "")
     os.environ.setdefault("OBSERVE_INSTRUMENT", "none")  # all tests share one process, and its libraries
     os.environ.setdefault("OBSERVE_BLOCKED_LOOP_THRESHOLD", "")  # a busy machine blocks loops: tests count log lines
+    # Commands wait for a server on a busy machine. The tests of these timeouts set their own.
+    for module, name in ((probe, "RESPONSE_TIMEOUT"), (http_get, "READ_TIMEOUT"), (http_get, "TOTAL_TIMEOUT")):
+        setattr(module, name, 120.0)
     for line in HOST_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
 
@@ -88,14 +91,6 @@ def _server_loggers() -> Iterator[None]:
     for one, handlers, filters, level, propagate in before:
         one.handlers, one.filters, one.propagate = handlers, filters, propagate
         one.setLevel(level)
-
-
-@pytest.fixture(autouse=True)
-def _generous_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let commands wait for a server on a busy machine. The tests of these timeouts set their own."""
-    monkeypatch.setattr(probe, "RESPONSE_TIMEOUT", 120.0)
-    monkeypatch.setattr(http_get, "READ_TIMEOUT", 120.0)
-    monkeypatch.setattr(http_get, "TOTAL_TIMEOUT", 120.0)
 
 
 class Seen:

@@ -102,6 +102,11 @@ def value_slots(child: Any) -> Iterator[ValueSlot]:
         yield ValueSlot(child._buckets, index, f"{child._name}_bucket", extra)  # noqa: SLF001
 
 
+def gauge_values(metric: Any) -> list[object]:
+    """Return the values of a gauge that are exposed. Requires `can_replace_values`."""
+    return [vars(child).get("_value") for child in metric_children(metric)]
+
+
 def read_without_lock(value: Any) -> float:
     """Return the number in a value without its lock, which another thread may have held during a fork; 0 if unknown."""
     return float(getattr(value, "_value", 0.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from prometheus_client import Gauge
 
@@ -14,6 +14,7 @@ from fastapi_observe.internal.prometheus_client import (
     MetricHeader,
     can_replace_values,
     find_collector,
+    gauge_values,
     get_value_class,
     label_pairs,
     list_collectors,
@@ -49,7 +50,7 @@ class CellValue:
     `multiprocess_mode="mostrecent"` needs it; 0 if it never was.
     """
 
-    __slots__ = ("__weakref__", "_exemplar", "_lock", "cells", "description", "gauge", "labels")
+    __slots__ = ("__weakref__", "_exemplar", "_hidden", "_lock", "cells", "description", "gauge", "labels")
 
     def __init__(
         self, lock: threading.Lock, description: bytes, labels: tuple[str, ...], timestamp: float, *, gauge: bool
@@ -60,6 +61,7 @@ class CellValue:
         self.gauge = gauge
         self.cells: list[float] = [0.0, timestamp]
         self._exemplar: ClientExemplar | None = None
+        self._hidden = 0.0
 
     def inc(self, amount: float) -> None:
         """Add `amount`."""
@@ -75,6 +77,17 @@ class CellValue:
     def get(self) -> float:
         """Return the value in this process."""
         return self.cells[0]
+
+    def expose(self, exposed: bool) -> None:  # noqa: FBT001 - it sets one state
+        """Expose the value, or no longer. Requires the lock."""
+        if not exposed and self.cells[1]:
+            self._hidden, self.cells[1] = self.cells[1], 0.0
+        elif exposed and self._hidden:
+            self._hidden, self.cells[1] = 0.0, self.cells[1] or self._hidden
+
+    def detach(self) -> None:
+        """Leave the cells to another value. Requires the lock."""
+        self.cells = [*self.cells]
 
     def __del__(self) -> None:
         # A gauge that was removed is no longer exposed. Everything else stays in the total.
@@ -103,6 +116,7 @@ class PrometheusClientCells:
 
     def __init__(self, worker: Worker) -> None:
         self.values: WeakSet[CellValue] = WeakSet()
+        self._gauges: WeakValueDictionary[tuple[bytes, tuple[str, ...]], CellValue] = WeakValueDictionary()
         self.local_only: list[CellValue] = []
         self._worker = worker
         self._lock = threading.Lock()
@@ -153,6 +167,7 @@ class PrometheusClientCells:
             for value in self.values:
                 value.cells = [value.cells[0] if value.gauge else 0.0, value.cells[1]]
             self.values.clear()
+            self._gauges.clear()
             self.local_only.clear()
 
     def after_fork(self) -> None:
@@ -200,9 +215,21 @@ class PrometheusClientCells:
         value = CellValue(self._lock, description, encoded, 0.0 if never_set else 1.0, gauge=kind == "gauge")
         value.cells[0] = initial
         with self._lock:
+            if value.gauge:
+                self._replace_removed(value)
             self.values.add(value)
             self._bind(value)
         return value
+
+    def _replace_removed(self, value: CellValue) -> None:
+        """Take the cells from a gauge of the same labels that was removed, but is still held by the app."""
+        key = (value.description, value.labels)
+        removed = self._gauges.get(key)
+        if removed is not None:
+            removed.detach()
+            self.values.discard(removed)
+            self.local_only = [each for each in self.local_only if each is not removed]
+        self._gauges[key] = value
 
     def _bind(self, value: CellValue) -> None:
         cells = self._worker.allocate(value.description, value.labels, [0.0, 0.0])
@@ -231,15 +258,21 @@ class PrometheusClientCells:
     # Publishing values
 
     def publish(self, exemplars: bool) -> list[CellExemplar]:  # noqa: FBT001 - a callback of the worker
-        """Write the values of functions to the cells. Returns the exemplars, if wanted."""
+        """Write the values of functions to the cells, and hide removed gauges. Returns the exemplars, if wanted."""
         with self._lock:
             waiting, self.local_only = self.local_only, []
             for value in waiting:
                 self._bind(value)
+        held = list(self._gauges.values())
+        registered: set[object] = set()
         for registry in list(self._owners):
             for metric in list_collectors(registry):
                 if isinstance(metric, Gauge) and not isinstance(metric, BoundedMetric):
                     update_from_functions(metric)
+                    registered.update(gauge_values(metric))
+        with self._lock:
+            for value in held:
+                value.expose(value in registered)
         if not exemplars:
             return []
         found: list[CellExemplar] = []

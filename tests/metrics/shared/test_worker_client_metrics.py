@@ -151,6 +151,29 @@ def test_removed_series(tmp_path: Path, member: Callable[..., Member]) -> None:
     assert samples["jobs_total"][("kind", "a"),] == 2
 
 
+def test_removed_gauges_that_the_app_holds(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """A held gauge is not exposed once it is removed, and has no effect on a later one with the same labels."""
+    registry = CollectorRegistry()
+    level = prometheus_client.Gauge("level", "Level.", ["kind"], multiprocess_mode="sum", registry=registry)
+    one = member(registry=registry)
+    held = level.labels("a")
+    held.set(5)
+    assert one.samples()["level"] == {(("kind", "a"),): 5}
+    level.remove("a")
+    held.set(6)
+    assert "level" not in one.samples()
+    assert "level" not in one.samples()
+    level.labels("a").inc(7)
+    held.set(8)
+    assert one.samples()["level"] == {(("kind", "a"),): 7}
+    del held
+    assert one.samples()["level"] == {(("kind", "a"),): 7}
+    registry.unregister(level)
+    assert "level" not in one.samples()
+    registry.register(level)
+    assert one.samples()["level"] == {(("kind", "a"),): 7}
+
+
 def test_units(tmp_path: Path, member: Callable[..., Member]) -> None:
     """OpenMetrics has the units of metrics and collectors. The text format has none."""
     registry = CollectorRegistry()
