@@ -38,6 +38,8 @@ NOT_FOUND: Final = 404
 RESPONSE_TIMEOUT: Final = 10.0
 """Seconds that one response may take as a whole."""
 MAX_REASON_LENGTH: Final = 200
+MAX_TEXT_LENGTH: Final = 2000
+MAX_CHECKS: Final = 100
 """Characters that are shown of why the metrics cannot be read."""
 DEFAULT_CONSOLE: Final = "/observe"
 NO_CONSOLE: Final = Check("console", "ok", "not served to this client; doctor MODULE:APP checks more, from inside")
@@ -197,7 +199,7 @@ def _probe_console(url: str, token: str | None, *, allow_http_token: bool) -> It
     try:
         with _ask(f"{url}/api/info", token=token, allow_http_token=allow_http_token) as response:
             found: Any = json.loads(b"".join(iter_body(response))) if response.status_code == OK_STATUS else None
-        checks = [read_check(each) for each in found["checks"]] if found else None
+        checks = [read_check(each) for each in found["checks"][:MAX_CHECKS]] if found else None
     except (GetError, ValueError, KeyError, TypeError, RecursionError):
         return
     if checks is None:
@@ -207,8 +209,8 @@ def _probe_console(url: str, token: str | None, *, allow_http_token: bool) -> It
 
 
 def read_check(found: dict[str, Any]) -> Check:
-    """Return a check that a console sent. Raises `TypeError` or `ValueError` if it is not one."""
+    """Return a check that a console sent, its texts bounded. Raises `TypeError` or `ValueError` if it is not one."""
     check = Check(**found)
     if check.verdict not in get_args(Verdict) or not all(isinstance(text, str) for text in check):
         raise ValueError(f"{found} is not a check")
-    return check
+    return Check._make(text[:MAX_TEXT_LENGTH] for text in check)

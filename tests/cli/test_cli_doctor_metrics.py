@@ -165,6 +165,7 @@ def test_a_console_that_sends_no_checks() -> None:
     """A response that is not the console's has no check, whatever it has instead."""
     good = {"subject": "workers", "verdict": "ok", "found": "one process"}
     assert probe.read_check(good) == Check("workers", "ok", "one process")
+    assert len(probe.read_check({**good, "found": "x" * 3_000_000}).found) == 2000
     for bad in ({**good, "verdict": "fine"}, {**good, "found": None}, {**good, "extra": ""}, {"subject": "workers"}):
         with pytest.raises((TypeError, ValueError)):
             probe.read_check(bad)
