@@ -102,8 +102,9 @@ def check_workers(observability: Observability) -> Iterator[Check]:
     workers = observability.workers
     if workers.is_degraded:
         yield degraded_workers()
-    elif observability.settings.multiprocess == "off":
-        yield separate_workers(set_by(observability.settings, "multiprocess"))
+    elif observability.settings.multiprocess == "off" and not workers.is_single:
+        step = how_to_unset(observability.settings, "multiprocess")
+        yield separate_workers(set_by(observability.settings, "multiprocess"), step)
     else:
         yield sharing_workers(workers.live_workers)
 
@@ -171,13 +172,13 @@ def degraded_workers() -> Check:
     )
 
 
-def separate_workers(source: str) -> Check:
+def separate_workers(source: str, step: str) -> Check:
     """Return the check of worker processes that do not share their values. `source` is what sets `multiprocess`.
 
     There may be one only: `gunicorn -w 1` and `uvicorn --reload` have a supervisor too.
     """
-    found = f"multiprocess is off{source}; of several worker processes, each would report its own values"
-    return Check("workers", "ok", found)
+    found = f"multiprocess is off{source}: if the server runs several worker processes, each /metrics has only its own"
+    return Check("workers", "look", found, f"{step}, unless the server runs one worker process")
 
 
 def sharing_workers(number: int) -> Check:
@@ -194,7 +195,7 @@ def check_open_requests(observability: Observability) -> Iterator[Check]:
 def check_open(requests: int, websockets: int) -> Check:
     """Return the check of what is open now, which an exit waits for. A served request is open too, so it is `ok`."""
     if not requests and not websockets:
-        return Check("exit", "ok", "no request or WebSocket is open")
+        return Check("exit", "ok", "no request or WebSocket is open; running background tasks are not counted")
     numbers = ((requests, "request"), (websockets, "WebSocket"))
     names = " and ".join(f"{number} {name}{'s' * (number > 1)}" for number, name in numbers if number)
     are = "is" if requests + websockets == 1 else "are"

@@ -125,7 +125,7 @@ class MetricsPage:
         if self.values[DEGRADED]:
             yield degraded_workers()
         elif WORKERS in self.values and not self.values[WORKERS]:
-            yield separate_workers("")
+            yield separate_workers("", "unset OBSERVE_MULTIPROCESS, or remove multiprocess from install")
         else:
             yield sharing_workers(self.values[WORKERS])
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 INFO: Final = 'fastapi_observe_info{version="0.2.0"} 1.0'
 
+SEPARATE: Final = ": if the server runs several worker processes, each /metrics has only its own"
+
 ROOT: Final = Path(__file__).parents[2]
 
 MODULE: Final = """
@@ -193,29 +195,28 @@ def test_who_can_read_the_metrics(checked: Callable[..., dict[str, Check]]) -> N
 
 
 def test_workers_that_do_not_share(checked: Callable[..., dict[str, Check]]) -> None:
-    """With `multiprocess` off, each worker has its own values. There may be one only, so it is no problem."""
-    check = checked(multiprocess="off")["workers"]
-    assert check.verdict == "ok"
-    assert check.found.startswith("multiprocess is off (multiprocess of install); of several worker processes, each ")
+    """With `multiprocess` off, each worker has its own values: a look, unless the server is a single process."""
+    app = FastAPI(title="shop")
+    check = checked(app, multiprocess="off")["workers"]
+    assert (check.verdict, check.found) == ("look", f"multiprocess is off (multiprocess of install){SEPARATE}")
+    assert check.step == "remove multiprocess from install, unless the server runs one worker process"
+    with TestClient(app):
+        assert by_subject([*check_app(app.state.observe)])["workers"] == Check("workers", "ok", "one process")
     assert checked(multiprocess="auto")["workers"].verdict == "ok"
 
 
 @pytest.mark.usefixtures("gunicorn")
 def test_workers_of_a_running_app(observed: Callable[..., Seen], tmp_path: Path) -> None:
     """The metrics alone say how many workers share them, and that they do not with `multiprocess` off."""
-    for options, number, found in (
-        (
-            {"multiprocess": "off"},
-            0,
-            "multiprocess is off; of several worker processes, each would report its own values",
-        ),
-        ({"multiprocess_directory": str(tmp_path)}, 1, "one process"),
+    for options, number, verdict, found in (
+        ({"multiprocess": "off"}, 0, "look", f"multiprocess is off{SEPARATE}"),
+        ({"multiprocess_directory": str(tmp_path)}, 1, "ok", "one process"),
     ):
         app = FastAPI(title="shop")
         seen = observed(app, **options)
         with TestClient(app):
             check = by_subject([*MetricsPage(seen.text.splitlines()).check_counts()])["workers"]
-            assert (check.verdict, check.found) == ("ok", found)
+            assert (check.verdict, check.found) == (verdict, found)
             assert seen.sample("fastapi_observe_workers") == number
     check = by_subject([*MetricsPage([INFO, "fastapi_observe_workers 3.0"]).check_counts()])["workers"]
     assert check.found == "3 worker processes share /metrics"
@@ -241,7 +242,7 @@ def test_what_an_exit_waits_for(observed: Callable[..., Seen]) -> None:
         await websocket.accept()
         await websocket.receive_text()
 
-    assert look() == [Check("exit", "ok", "no request or WebSocket is open")]
+    assert look() == [Check("exit", "ok", "no request or WebSocket is open; running background tasks are not counted")]
     with TestClient(app) as client, client.websocket_connect("/live") as websocket:
         client.get("/orders")
         (check,) = look()

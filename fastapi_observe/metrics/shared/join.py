@@ -79,6 +79,8 @@ class WorkerGroup:
         self._install_id = f"{self._app}-{INSTALL_COUNTS[self._app]}"
         INSTALL_COUNTS[self._app] += 1
         self._started = False
+        self.is_single = False
+        """Whether no other process supervises this one, which serves. Unknown, so False, before `start`."""
         self._directory: Path | None = None
         self._join_lock = threading.Lock()
         self._retry_ended: threading.Event | None = None
@@ -107,6 +109,7 @@ class WorkerGroup:
         self._started = True
         supervisor = find_supervisor(self._installed_in) if self._enabled else None
         if supervisor is None:
+            self.is_single = self._enabled
             return
         if self._is_off:
             self._sharing.mark_off()
@@ -166,7 +169,7 @@ class WorkerGroup:
 
     def stop(self) -> None:
         """Leave the other workers. What was counted stays in their totals."""
-        self._started = False
+        self._started = self.is_single = False
         if self._retry_ended is not None:
             self._retry_ended.set()
             self._retry_ended = None
