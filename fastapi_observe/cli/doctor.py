@@ -18,7 +18,12 @@ from fastapi_observe.cli.scrape import NO_URL, add_token_arguments, read_token, 
 from fastapi_observe.doctor.app import check_app
 from fastapi_observe.doctor.check import Check, run_checks
 from fastapi_observe.doctor.probe import probe_app, probe_exports
-from fastapi_observe.doctor.process import check_log_file, check_settings, check_versions
+from fastapi_observe.doctor.process import (
+    check_log_file,
+    check_multiprocess_directory,
+    check_settings,
+    check_versions,
+)
 from fastapi_observe.internal.opentelemetry import SUPPRESSION_KEY, attach_context, detach_context
 from fastapi_observe.observability import INSTALLED
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
@@ -99,7 +104,12 @@ def _check(args: argparse.Namespace) -> list[Check]:
     else:
         settings = ObserveSettings()
     if args.app is not None or args.url is None:
-        of_settings = (partial(check_settings, is_running=False), probe_exports, check_log_file)
+        of_settings = (
+            partial(check_settings, is_running=False),
+            probe_exports,
+            check_log_file,
+            check_multiprocess_directory,
+        )
         groups[1:1] = [partial(check, settings) for check in of_settings]
     if args.url is not None:
         url, token = _app_url(args.url, read_token(args))

@@ -182,6 +182,23 @@ def check_log_file(settings: ObserveSettings) -> Iterator[Check]:
         yield Check("log file", "ok", room)
 
 
+def check_multiprocess_directory(settings: ObserveSettings) -> Iterator[Check]:
+    """Check that worker processes can share their metrics in `multiprocess_directory`, if it is set."""
+    if settings.multiprocess_directory is None or settings.multiprocess == "off" or not settings.metrics:
+        return
+    place = Path(settings.multiprocess_directory)
+    source = set_by(settings, "multiprocess_directory")
+    step = "set multiprocess_directory to a directory that exists and can be written; it is not created"
+    if not place.is_dir():
+        problem = "is not a directory" if place.exists() else "does not exist"
+        yield Check("workers", "wrong", f"the directory {place.absolute()} {problem}{source}", step)
+    elif not _can_create_file(place):
+        yield Check("workers", "wrong", f"{place.absolute()} cannot be written by this user{source}", step)
+    elif not place.is_absolute():
+        found = f"the directory {place} depends on the current directory, here {place.absolute()}{source}"
+        yield Check("workers", "look", found, "set multiprocess_directory to an absolute path")
+
+
 def _can_create_file(directory: Path) -> bool:
     """Return whether a file can be created. Permissions alone do not say so: not for root, and not below /proc."""
     try:

@@ -190,6 +190,8 @@ def open_root(configured: str | None) -> Path:
 
     Raises UnsafeDirectoryError if another user owns it or may write to it, and OSError if it cannot be made.
     """
+    if configured is not None and not Path(configured).exists():
+        raise FileNotFoundError(f"the directory {Path(configured).absolute()} of multiprocess_directory does not exist")
     places = [Path(configured)] if configured is not None else [SHARED_MEMORY, Path(tempfile.gettempdir())]
     for place in places[:-1]:
         try:

@@ -26,7 +26,7 @@ from fastapi_observe.doctor.app import check_app, check_exports, check_open_requ
 from fastapi_observe.doctor.check import Check, run_checks
 from fastapi_observe.doctor.page import MetricsPage
 from fastapi_observe.doctor.probe import probe_exports
-from fastapi_observe.doctor.process import check_log_file, check_settings
+from fastapi_observe.doctor.process import check_log_file, check_multiprocess_directory, check_settings
 from fastapi_observe.requests.access import DOCTOR_AGENT, PUBLIC_PEER
 from fastapi_observe.settings.model import ObserveSettings
 
@@ -220,6 +220,29 @@ def test_workers_of_a_running_app(observed: Callable[..., Seen], tmp_path: Path)
             assert seen.sample("fastapi_observe_workers") == number
     check = by_subject([*MetricsPage([INFO, "fastapi_observe_workers 3.0"]).check_counts()])["workers"]
     assert check.found == "3 worker processes share /metrics"
+
+
+def test_the_directory_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is missing, a file or not writable is wrong; a relative one is to be looked at."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shared").mkdir()
+    cases = (
+        (str(tmp_path / "none"), "wrong", f"the directory {tmp_path}/none does not exist (multiprocess_directory of "),
+        (__file__, "wrong", f"the directory {__file__} is not a directory"),
+        ("/proc", "wrong", "/proc cannot be written by this user"),
+        ("shared", "look", f"the directory shared depends on the current directory, here {tmp_path}/shared"),
+    )
+    for directory, verdict, found in cases:
+        (check,) = check_multiprocess_directory(ObserveSettings(multiprocess_directory=directory))
+        assert (check.verdict, check.found.startswith(found)) == (verdict, True), check
+    for options in ({"multiprocess_directory": str(tmp_path)}, {}):
+        assert not [*check_multiprocess_directory(ObserveSettings(**options))]
+    options = {"multiprocess_directory": "none", "multiprocess": "off"}
+    assert not [*check_multiprocess_directory(ObserveSettings(**options))]
+    monkeypatch.setenv("OBSERVE_MULTIPROCESS_DIRECTORY", "none")
+    run = doctor(tmp_path, "shop:app")
+    assert run.returncode == 1
+    assert re.search(f"wrong  workers +the directory {tmp_path}/none does not exist", run.stdout)
 
 
 def test_what_an_exit_waits_for(observed: Callable[..., Seen]) -> None:

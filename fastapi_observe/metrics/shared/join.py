@@ -52,7 +52,8 @@ JOIN_RETRY_INTERVAL: Final = 1.0
 """Seconds until a worker that could not join tries again."""
 
 DIRECTORY_STEP: Final = (
-    "Retried every second; if that does not help, set multiprocess_directory to a directory that you can write to."
+    "Retried every second; if that does not help, set multiprocess_directory to an existing directory that you can "
+    "write to."
 )
 SINGLE_STEP: Final = "Run one worker per server and port, or set otlp_metrics: each worker then exports its own."
 """What to do where sharing is not possible. Not `metrics_port`: workers have it in common, and one of them responds."""

@@ -52,7 +52,9 @@ def test_a_worker_that_cannot_join_joins_later(tmp_path: Path, caplog: pytest.Lo
     counter.inc()
     assert "jobs_total 3" in metrics.render("", "")[1].decode()
     assert len(list(place.glob("fastapi-observe-*/*/*.index"))) == 1
-    assert len([record for record in caplog.records if "do not share their metrics" in record.message]) == 2
+    logged = [record.message for record in caplog.records if "do not share their metrics" in record.message]
+    assert len(logged) == 2
+    assert f"the directory {place} of multiprocess_directory does not exist" in logged[0]
     group.stop()
     assert not internal_errors.counts
 
