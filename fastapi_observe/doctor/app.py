@@ -11,15 +11,17 @@ from fastapi_observe.doctor.lines import check_exclusions, check_loggers
 from fastapi_observe.doctor.process import SERVERS_AT_EXIT
 from fastapi_observe.internal.networks import parse_address
 from fastapi_observe.internal.version import documentation_url
-from fastapi_observe.requests.access import PUBLIC_PEER, MetricsAccess
+from fastapi_observe.requests.access import PUBLIC_PEERS, MetricsAccess
 from fastapi_observe.traces.provider import find_user_provider
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from fastapi_observe.observability import Observability
     from fastapi_observe.settings.model import ObserveSettings
 
+PUBLIC_IPV6_PEERS: Final = ("2001:db8::7", "3fff::7")
+"""Addresses for documentation (RFC 3849, RFC 9637)."""
 PRIVATE_PEER: Final = "10.0.0.7"
 LOCAL_PEER: Final = "127.0.0.1"
 
@@ -53,13 +55,18 @@ def check_metrics_access(observability: Observability) -> Iterator[Check]:
         served = "clients on this machine" if _may_read(access, LOCAL_PEER, {}) else "no client"
         yield Check("metrics access", "ok", f"{where} is served to {served}")
         return
+    families = PUBLIC_PEERS, PUBLIC_IPV6_PEERS
+
+    def allows_public(may_read: Callable[[str], bool]) -> bool:
+        # One address may be in a network of metrics_access; all those of a family are not.
+        return any(all(map(may_read, peers)) for peers in families)
+
     readers = {
-        name: _may_read(access, peer, headers)
-        for name, peer, headers in (
-            ("public clients", PUBLIC_PEER, {}),
-            ("clients of the private network", PRIVATE_PEER, {}),
-            ("public clients behind a proxy", PRIVATE_PEER, {b"x-forwarded-for": PUBLIC_PEER.encode()}),
-        )
+        "public clients": allows_public(lambda peer: _may_read(access, peer, {})),
+        "clients of the private network": _may_read(access, PRIVATE_PEER, {}),
+        "public clients behind a proxy": allows_public(
+            lambda peer: _may_read(access, PRIVATE_PEER, {b"x-forwarded-for": peer.encode()})
+        ),
     }
     served = ", ".join(name for name, allowed in readers.items() if allowed)
     found = f"{where} is served to {served or 'none of the tried clients'}"

@@ -14,7 +14,7 @@ from fastapi_observe.doctor.page import MetricsPage
 from fastapi_observe.export.push import signal_url
 from fastapi_observe.export.setup import make_transport
 from fastapi_observe.internal.clock import monotonic
-from fastapi_observe.requests.access import CONSOLE_HEADER, DOCTOR_AGENT, PUBLIC_PEER
+from fastapi_observe.requests.access import CONSOLE_HEADER, DOCTOR_AGENT, PUBLIC_PEERS
 from fastapi_observe.settings.sources import SettingsError
 from fastapi_observe.slo.http_get import GetError, get, iter_body
 
@@ -182,9 +182,13 @@ def _ask(
 
 
 def _is_public(url: str) -> bool:
-    """Return whether a public client behind a proxy gets the metrics."""
+    """Return whether public clients behind a proxy get the metrics. The first that does not is the last that asks."""
+    return all(_is_served_to(url, peer) for peer in PUBLIC_PEERS)
+
+
+def _is_served_to(url: str, peer: str) -> bool:
     try:
-        with _ask(url, headers={"X-Forwarded-For": PUBLIC_PEER}) as response:
+        with _ask(url, headers={"X-Forwarded-For": peer}) as response:
             return _has_metrics(response)
     except GetError:
         return False

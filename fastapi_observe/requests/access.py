@@ -24,8 +24,11 @@ CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 DOCTOR_AGENT: Final = "fastapi-observe doctor"
 """The user agent of the command `doctor`, which also asks as a client that should be denied."""
 
-PUBLIC_PEER: Final = "203.0.113.7"
-"""The address of that client. It is one for documentation (RFC 5737): no network contains it."""
+PUBLIC_PEERS: Final = ("203.0.113.7", "198.51.100.7", "192.0.2.7")
+"""Addresses of that client, for documentation (RFC 5737), in three networks: `metrics_access` may name one of them."""
+
+PUBLIC_PEER: Final = PUBLIC_PEERS[0]
+"""The address that is tried first."""
 
 CONSOLE_HEADER: Final = b"x-fastapi-observe-console"
 """Header of metrics for `doctor`: the path of the console, empty if there is none."""
@@ -91,8 +94,9 @@ def is_from_doctor(scope: Scope) -> bool:
     """Return whether a request is one that `doctor` sends from this machine. A proxy in between changes its headers."""
     headers = dict(scope.get("headers") or ())
     forwarded = headers.get(b"x-forwarded-for")
-    if headers.get(b"user-agent") != DOCTOR_AGENT.encode() or forwarded not in {None, PUBLIC_PEER.encode()}:
+    claimed = None if forwarded is None else forwarded.decode("latin-1")
+    if headers.get(b"user-agent") != DOCTOR_AGENT.encode() or claimed not in {None, *PUBLIC_PEERS}:
         return False
     peer = str((scope.get("client") or ("",))[0])
     # A server that trusts the header takes the peer from it.
-    return address_in(peer, _LOOPBACK) or (forwarded is not None and peer == PUBLIC_PEER)
+    return address_in(peer, _LOOPBACK) or (claimed is not None and peer == claimed)

@@ -175,6 +175,10 @@ def test_who_can_read_the_metrics(checked: Callable[..., dict[str, Check]]) -> N
         ({"environment": "development"}, "ok", "/metrics is served to clients of the private network"),
         ({"metrics_access": "always"}, "wrong", "/metrics is served to public clients"),
         ({"metrics_access": "never"}, "ok", "/metrics is served to none of the tried clients"),
+        ({"metrics_access": "203.0.113.0/24"}, "ok", "/metrics is served to none of the tried clients"),
+        ({"metrics_access": ["private", "198.51.100.0/24", "2001:db8::/32"]}, "ok", "/metrics is served to clients of"),
+        ({"metrics_access": "0.0.0.0/0"}, "wrong", "/metrics is served to public clients"),
+        ({"metrics_access": "::/0"}, "wrong", "/metrics is served to public clients"),
         ({"metrics_access": broken}, "ok", "/metrics is served to none of the tried clients"),
         ({"metrics_token": "a-long-token"}, "ok", "/metrics is served to clients that send metrics_token"),
         ({"metrics_port": 9464}, "ok", "port 9464 of 127.0.0.1 is served to clients on this machine"),
@@ -363,6 +367,11 @@ def test_a_running_app_outside_development(capsys: pytest.CaptureFixture[str]) -
         (token, 0, "no request or WebSocket is open", "--token", "a-long-token"),
         (token, 0, "/metrics is served to this machine, not to a public client", "--token", "a-long-token"),
         (token, 0, "Pass the value of metrics_token as --token.", "--token", "another-token"),
+        (
+            {"metrics_access": ["127.0.0.1", "203.0.113.0/24", "192.0.2.0/24"]},
+            0,
+            "/metrics is served to this machine, not to a public client",
+        ),
         ({"metrics": False}, 0, "on another path or port (metrics_path, metrics_port)"),
     ):
         app = FastAPI(title="shop")
