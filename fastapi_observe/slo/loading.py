@@ -7,9 +7,9 @@ import os
 import sys
 import traceback
 from contextlib import contextmanager
-from inspect import isroutine
+from inspect import iscoroutine, isroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from fastapi_observe.settings.sources import SettingsError
 from fastapi_observe.slo.plan import SLOPlan, make_plan
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastapi_observe.settings.model import ObserveSettings
+
+
+MAX_MIDDLEWARE_LAYERS: Final = 100
+"""Layers of middleware around an app that are looked through."""
 
 
 class LoadError(Exception):
@@ -30,20 +34,29 @@ def load_plan(target: str) -> tuple[Any, ObserveSettings, SLOPlan]:
     The current directory comes first on the path. Raises `LoadError` if module, attribute or `install` is missing, or
     the import or the factory fails.
     """
-    app = load_app(target)
+    app = get_observability_of(load_app(target), target).app
     return (app, *get_plan(app, target))
 
 
 def get_plan(app: Any, name: str = "the app") -> tuple[ObserveSettings, SLOPlan]:
     """Return the settings and the plan of an installed app. Raises `LoadError` if it is not installed."""
-    settings: ObserveSettings = get_observability_of(app, name).settings
-    return settings, make_plan(app, settings)
+    observability = get_observability_of(app, name)
+    settings: ObserveSettings = observability.settings
+    return settings, make_plan(observability.app, settings)
 
 
 def get_observability_of(app: Any, name: str) -> Any:
-    """Return the `Observability` of an app. Raises `LoadError` if it is not installed."""
-    observability = getattr(getattr(app, "state", None), "observe", None)
-    if observability is None and not hasattr(app, "state"):
+    """Return the `Observability` of an app, also of one inside middleware: `app = CORSMiddleware(app)`.
+
+    Raises `LoadError` if it is not installed.
+    """
+    inner = app
+    for _ in range(MAX_MIDDLEWARE_LAYERS):
+        observability = getattr(getattr(inner, "state", None), "observe", None)
+        if observability is not None or not hasattr(inner, "app"):
+            break
+        inner = inner.app  # where middleware keeps the app that it wraps
+    if observability is None and not hasattr(inner, "state"):
         raise LoadError(f"{name} is of type {type(app).__name__}; name the app that install(app) was called on")
     if observability is None:
         raise LoadError(f"{name} is not installed; call install(app) where the app is created")
@@ -110,7 +123,7 @@ def _exit_raises() -> Iterator[None]:
 
 def _call_factory(factory: Any, target: str) -> Any:
     try:
-        return factory()
+        made = factory()
     except SettingsError as error:
         raise LoadError(str(error)) from error
     except KeyboardInterrupt:
@@ -120,6 +133,10 @@ def _call_factory(factory: Any, target: str) -> Any:
             f"{target} is a function, and calling it as an app factory failed{_place(error)}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    if iscoroutine(made):
+        made.close()
+        raise LoadError(f"{target} is an async function; an app factory is a def that returns the app")
+    return made
 
 
 def _place(error: BaseException) -> str:

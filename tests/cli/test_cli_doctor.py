@@ -239,10 +239,12 @@ def test_the_directory_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for directory, verdict, found in cases:
         (check,) = check_multiprocess_directory(ObserveSettings(multiprocess_directory=directory))
         assert (check.verdict, check.found.startswith(found)) == (verdict, True), check
-    for options in ({"multiprocess_directory": str(tmp_path)}, {}):
-        assert not [*check_multiprocess_directory(ObserveSettings(**options))]
-    options = {"multiprocess_directory": "none", "multiprocess": "off"}
-    assert not [*check_multiprocess_directory(ObserveSettings(**options))]
+    for settings in (
+        ObserveSettings(multiprocess_directory=str(tmp_path)),
+        ObserveSettings(multiprocess_directory="none", multiprocess="off"),
+        ObserveSettings(),
+    ):
+        assert not [*check_multiprocess_directory(settings)]
     monkeypatch.setenv("OBSERVE_MULTIPROCESS_DIRECTORY", "none")
     run = doctor(tmp_path, "shop:app")
     assert run.returncode == 1

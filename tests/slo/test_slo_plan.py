@@ -431,9 +431,12 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """`module:attribute` is imported from the current directory; the app's own settings make the plan."""
     (tmp_path / "loaded_shop.py").write_text(
         "from fastapi import FastAPI\nfrom fastapi_observe import Availability, install\n"
+        "from starlette.middleware.cors import CORSMiddleware\n"
         "class Made:\n    app = FastAPI()\nbare = FastAPI()\ndef make(): return bare\n"
         "def make_app(): return Made.app\ndef make_of(path): return Made.app\n"
-        "observe = install(Made.app, service_name='loaded', slos=(Availability('all', 99),), logs=False)\n",
+        "observe = install(Made.app, service_name='loaded', slos=(Availability('all', 99),), logs=False)\n"
+        "wrapped = CORSMiddleware(CORSMiddleware(Made.app))\nwrapped_bare = CORSMiddleware(bare)\n"
+        "async def make_later(): return Made.app\n",
         "utf-8",
     )
     (tmp_path / "broken_shop.py").write_text("1 / 0\n", "utf-8")
@@ -445,8 +448,8 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "path", [*sys.path])
     app, settings, made = load_plan("loaded_shop:Made.app")
     assert (settings.service_name, made.service, [each.name for each in made.slos]) == ("loaded", "loaded", ["all"])
-    for factory in ("loaded_shop:make_app", "loaded_shop:make_app()"):
-        assert load_plan(factory)[0] is app
+    for target in ("loaded_shop:make_app", "loaded_shop:make_app()", "loaded_shop:wrapped"):
+        assert load_plan(target)[0] is app
     app.state.observe.close()
     for target, message in (
         ("shop.main", "invalid app 'shop.main'; use MODULE:APP, such as shop.main:app"),
@@ -464,6 +467,8 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("json:app", "json has no attribute 'app'"),
         ("loaded_shop:bare", "loaded_shop:bare is not installed; call install"),
         ("loaded_shop:make", "loaded_shop:make is not installed; call install"),
+        ("loaded_shop:wrapped_bare", "loaded_shop:wrapped_bare is not installed; call install"),
+        ("loaded_shop:make_later", "loaded_shop:make_later is an async function; an app factory is a def that "),
         ("loaded_shop:make_of", "loaded_shop:make_of is a function, and calling it .* failed: TypeError: make_of"),
         ("ending_shop:app", "importing ending_shop failed at ending_shop.py:1: SystemExit: 0"),
         ("exiting_shop:app", r"importing exiting_shop failed at exiting_shop.py:2: SystemExit: os._exit\(3\)"),
