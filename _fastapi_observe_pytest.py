@@ -46,11 +46,11 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
 
     def hand_over(line: dict[str, Any]) -> None:
         if line["logger"].startswith("fastapi_observe."):  # the others come through logging or loguru
-            caplog.handler.handle(_record(line["logger"], line["level"], line["message"], line["fields"]))
+            _handle(caplog, _record(line["logger"], line["level"], line["message"], line["fields"]))
 
     def hand_over_loguru(message: Any) -> None:
         record = message.record
-        caplog.handler.handle(_record(record["name"] or "", record["level"].no, record["message"], record["extra"]))
+        _handle(caplog, _record(record["name"] or "", record["level"].no, record["message"], record["extra"]))
 
     sink = logger.add(hand_over_loguru, format="{message}", level=0)
     try:
@@ -58,6 +58,11 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
             yield telemetry
     finally:
         logger.remove(sink)
+
+
+def _handle(caplog: pytest.LogCaptureFixture, record: logging.LogRecord) -> None:
+    if record.levelno >= caplog.handler.level:  # a logger compares it, handle() does not
+        caplog.handler.handle(record)
 
 
 def _record(name: str, level: str | int, message: str, fields: dict[str, Any]) -> logging.LogRecord:

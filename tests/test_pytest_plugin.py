@@ -115,6 +115,30 @@ class TestNotInstalled:
     result.stdout.fnmatch_lines(["*the fixture `app` is no app on which install(app) was called*"])
 
 
+def test_the_level_of_caplog(run: Callable[..., pytest.RunResult]) -> None:
+    """`caplog.set_level` and `caplog.at_level` apply to the lines of loguru and of fastapi-observe too."""
+    tests = """
+@pytest.fixture
+def app():
+    return make()
+
+def levels(app, caplog):
+    caplog.clear()
+    TestClient(app).get("/orders/7")
+    logger.error("an error of loguru")
+    return {record.levelname for record in caplog.records}
+
+def test_levels(app, observed, caplog):
+    with caplog.at_level("ERROR"):
+        assert levels(app, caplog) == {"ERROR"}
+    with caplog.at_level("INFO"):
+        assert levels(app, caplog) == {"INFO", "WARNING", "ERROR"}
+    caplog.set_level("ERROR")
+    assert levels(app, caplog) == {"ERROR"}
+"""
+    run(tests).assert_outcomes(passed=1)
+
+
 def test_without_a_fixture_of_that_name(run: Callable[..., pytest.RunResult]) -> None:
     """Without a fixture `app` it is the only installed app."""
     tests = """
