@@ -46,11 +46,21 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
 
     def hand_over(line: dict[str, Any]) -> None:
         if line["logger"].startswith("fastapi_observe."):  # the others come through logging or loguru
-            _handle(caplog, _record(line["logger"], line["level"], line["message"], line["fields"]))
+            number = LEVELS[line["level"]]
+            _handle(caplog, _record(line["logger"], number, line["message"], line["fields"]))
 
     def hand_over_loguru(message: Any) -> None:
-        record = message.record
-        _handle(caplog, _record(record["name"] or "", record["level"].no, record["message"], record["extra"]))
+        record, raised, file = message.record, message.record["exception"], message.record["file"]
+        known = {
+            "levelname": record["level"].name,  # `logging` has no SUCCESS or TRACE
+            "pathname": file.path,
+            "filename": file.name,
+            "module": record["module"],
+            "lineno": record["line"],
+            "funcName": record["function"],
+            "exc_info": None if raised is None else (raised.type, raised.value, raised.traceback),
+        }
+        _handle(caplog, _record(record["name"] or "", record["level"].no, record["message"], record["extra"], **known))
 
     sink = logger.add(hand_over_loguru, format="{message}", level=0)
     try:
@@ -65,8 +75,6 @@ def _handle(caplog: pytest.LogCaptureFixture, record: logging.LogRecord) -> None
         caplog.handler.handle(record)
 
 
-def _record(name: str, level: str | int, message: str, fields: dict[str, Any]) -> logging.LogRecord:
-    number = level if isinstance(level, int) else LEVELS[level]
-    return logging.makeLogRecord(
-        {"name": name, "levelno": number, "levelname": logging.getLevelName(number), "msg": message, "fields": fields}
-    )
+def _record(name: str, number: int, message: str, fields: dict[str, Any], **known: Any) -> logging.LogRecord:
+    values = {"name": name, "levelno": number, "levelname": logging.getLevelName(number), "msg": message}
+    return logging.makeLogRecord(values | {"fields": fields} | known)

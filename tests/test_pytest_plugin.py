@@ -139,6 +139,29 @@ def test_levels(app, observed, caplog):
     run(tests).assert_outcomes(passed=1)
 
 
+def test_exceptions_and_places_of_loguru(run: Callable[..., pytest.RunResult]) -> None:
+    """A record of loguru has its exception, file, line, function and level; a line without an exception has none."""
+    tests = """
+@pytest.fixture
+def app():
+    return make()
+
+def test_exception(app, observed, caplog):
+    try:
+        raise KeyError("number")
+    except KeyError:
+        logger.exception("no such order")
+    logger.success("done")
+    failed, done = caplog.records[-2:]
+    assert failed.exc_info[0] is KeyError and "KeyError: 'number'" in caplog.text
+    assert (failed.pathname, failed.funcName, failed.levelname) == (__file__, "test_exception", "ERROR")
+    assert failed.filename == failed.module + ".py" == __name__ + ".py"
+    assert open(__file__).readlines()[failed.lineno - 1].strip() == 'logger.exception("no such order")'
+    assert (done.exc_info, done.levelname, done.lineno) == (None, "SUCCESS", failed.lineno + 1)
+"""
+    run(tests).assert_outcomes(passed=1)
+
+
 def test_without_a_fixture_of_that_name(run: Callable[..., pytest.RunResult]) -> None:
     """Without a fixture `app` it is the only installed app."""
     tests = """
