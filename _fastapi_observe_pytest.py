@@ -13,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _pytest.logging import LogCaptureHandler
+
     from fastapi_observe import Observability
     from fastapi_observe.testing import CapturedTelemetry
 
@@ -44,10 +46,14 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
         if observability is None:
             pytest.fail("the fixture `app` is no app on which install(app) was called", pytrace=False)
 
+    # The second one writes "Captured log call". The documentation of loguru gets it in this way.
+    report = getattr(request.config.pluginmanager.get_plugin("logging-plugin"), "report_handler", None)
+    handlers = [caplog.handler] if report is None else [caplog.handler, report]
+
     def hand_over(line: dict[str, Any]) -> None:
         if line["logger"].startswith("fastapi_observe."):  # the others come through logging or loguru
             number = LEVELS[line["level"]]
-            _handle(caplog, _record(line["logger"], number, line["message"], line["fields"]))
+            _handle(handlers, _record(line["logger"], number, line["message"], line["fields"]))
 
     def hand_over_loguru(message: Any) -> None:
         record, raised, file = message.record, message.record["exception"], message.record["file"]
@@ -60,7 +66,8 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
             "funcName": record["function"],
             "exc_info": None if raised is None else (raised.type, raised.value, raised.traceback),
         }
-        _handle(caplog, _record(record["name"] or "", record["level"].no, record["message"], record["extra"], **known))
+        number, fields = record["level"].no, record["extra"]
+        _handle(handlers, _record(record["name"] or "", number, record["message"], fields, **known))
 
     sink = logger.add(hand_over_loguru, format="{message}", level=0)
     try:
@@ -70,9 +77,11 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
         logger.remove(sink)
 
 
-def _handle(caplog: pytest.LogCaptureFixture, record: logging.LogRecord) -> None:
-    if record.levelno >= caplog.handler.level:  # a logger compares it, handle() does not
-        caplog.handler.handle(record)
+def _handle(handlers: list[LogCaptureHandler], record: logging.LogRecord) -> None:
+    """Give a record to the handlers of pytest, from the level on that the test has set, which is that of the first."""
+    for handler in handlers if record.levelno >= handlers[0].level else ():
+        if record.levelno >= handler.level:  # a logger compares it, handle() does not
+            handler.handle(record)
 
 
 def _record(name: str, number: int, message: str, fields: dict[str, Any], **known: Any) -> logging.LogRecord:

@@ -162,6 +162,26 @@ def test_exception(app, observed, caplog):
     run(tests).assert_outcomes(passed=1)
 
 
+def test_the_report_of_a_failed_test(run: Callable[..., pytest.RunResult]) -> None:
+    """pytest's section "Captured log call" has the same lines as `caplog`, and its level applies there too."""
+    tests = """
+@pytest.fixture
+def app():
+    return make()
+
+def test_report(app, observed, caplog):
+    TestClient(app).get("/orders/7")
+    caplog.set_level("ERROR")
+    TestClient(app).get("/orders/8")
+    assert False
+"""
+    result = run(tests, "--show-capture=log")
+    result.stdout.fnmatch_lines(["*Captured log call*", "*loguru says 7", "*logging says 7", "*HTTP request completed"])
+    for text in ("loguru says 7", "logging says 7", "HTTP request completed"):
+        assert sum(line.endswith(text) for line in result.outlines) == 1
+    assert not any(line.endswith("says 8") for line in result.outlines)
+
+
 def test_without_a_fixture_of_that_name(run: Callable[..., pytest.RunResult]) -> None:
     """Without a fixture `app` it is the only installed app."""
     tests = """
