@@ -53,7 +53,8 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
     def hand_over(line: dict[str, Any]) -> None:
         if line["logger"].startswith("fastapi_observe."):  # the others come through logging or loguru
             number = LEVELS[line["level"]]
-            _handle(handlers, _record(line["logger"], number, line["message"], line["fields"]))
+            made = _record(line["logger"], number, line["message"], line["fields"])
+            _handle(handlers, made, caplog.handler.level)
 
     def hand_over_loguru(message: Any) -> None:
         record, raised, file = message.record, message.record["exception"], message.record["file"]
@@ -67,7 +68,8 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
             "exc_info": None if raised is None else (raised.type, raised.value, raised.traceback),
         }
         number, fields = record["level"].no, record["extra"]
-        _handle(handlers, _record(record["name"] or "", number, record["message"], fields, **known))
+        made = _record(record["name"] or "", number, record["message"], fields, **known)
+        _handle(handlers, made, caplog.handler.level)
 
     sink = logger.add(hand_over_loguru, format="{message}", level=0)
     try:
@@ -77,10 +79,9 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
         logger.remove(sink)
 
 
-def _handle(handlers: list[LogCaptureHandler], record: logging.LogRecord) -> None:
-    """Give a record to the handlers of pytest, from the level on that the test has set, which is that of the first."""
-    for handler in handlers if record.levelno >= handlers[0].level else ():
-        if record.levelno >= handler.level:  # a logger compares it, handle() does not
+def _handle(handlers: list[LogCaptureHandler], record: logging.LogRecord, level: int) -> None:
+    for handler in handlers:
+        if record.levelno >= max(level, handler.level):  # a logger compares them, handle() does not
             handler.handle(record)
 
 
