@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fastapi_observe import Observability
     from fastapi_observe.testing import CapturedTelemetry
 
+MAX_SEARCHED_RECORDS = 32
+"""Last records of a handler among which the one of another sink of loguru is, also if several threads log."""
+
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50}
 
 
@@ -68,8 +71,11 @@ def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -
             "exc_info": None if raised is None else (raised.type, raised.value, raised.traceback),
         }
         number, fields = record["level"].no, record["extra"]
+        # loguru's documentation has fixtures that add the same handlers as sinks. The records that loguru makes for
+        # them have the same mapping, which is of this one call.
+        missing = [each for each in handlers if not _has(each, fields)]
         made = _record(record["name"] or "", number, record["message"], fields, **known)
-        _handle(handlers, made, caplog.handler.level)
+        _handle(missing, made, caplog.handler.level)
 
     sink = logger.add(hand_over_loguru, format="{message}", level=0)
     try:
@@ -83,6 +89,10 @@ def _handle(handlers: list[LogCaptureHandler], record: logging.LogRecord, level:
     for handler in handlers:
         if record.levelno >= max(level, handler.level):  # a logger compares them, handle() does not
             handler.handle(record)
+
+
+def _has(handler: LogCaptureHandler, extra: dict[str, Any]) -> bool:
+    return any(getattr(each, "extra", None) is extra for each in handler.records[-MAX_SEARCHED_RECORDS:])
 
 
 def _record(name: str, number: int, message: str, fields: dict[str, Any], **known: Any) -> logging.LogRecord:

@@ -163,7 +163,7 @@ def test_exception(app, observed, caplog):
 
 
 def test_the_report_of_a_failed_test(run: Callable[..., pytest.RunResult]) -> None:
-    """pytest's section "Captured log call" has the same lines as `caplog`, and its level applies there too."""
+    """The section "Captured log call" has the same lines as `caplog`, and its level applies there too."""
     tests = """
 @pytest.fixture
 def app():
@@ -180,6 +180,43 @@ def test_report(app, observed, caplog):
     for text in ("loguru says 7", "logging says 7", "HTTP request completed"):
         assert sum(line.endswith(text) for line in result.outlines) == 1
     assert not any(line.endswith("says 8") for line in result.outlines)
+
+
+@pytest.mark.parametrize("recipe", ["handler", "propagation"])
+def test_fixtures_of_the_documentation_of_loguru(run: Callable[..., pytest.RunResult], recipe: str) -> None:
+    """With a fixture that gives loguru's lines to `caplog` or the report by itself, each line is there once."""
+    sink = {"handler": "caplog.handler", "propagation": "Propagate()"}[recipe]
+    tests = f"""
+class Propagate(logging.Handler):
+    def emit(self, record):
+        logging.getLogger(record.name).handle(record)
+
+@pytest.fixture
+def caplog(caplog):
+    number = logger.add({sink}, format="{{message}}", level=0)
+    yield caplog
+    logger.remove(number)
+
+@pytest.fixture(autouse={recipe == "handler"})
+def reportlog(pytestconfig):
+    report = pytestconfig.pluginmanager.getplugin("logging-plugin").report_handler
+    number = logger.add(report, format="{{message}}")
+    yield
+    logger.remove(number)
+
+@pytest.fixture
+def app():
+    return make()
+
+def test_caplog(app, observed, caplog):
+    logger.info("loguru says 1")
+    logger.info("loguru says 1")
+    assert caplog.messages.count("loguru says 1") == 2
+    assert False, "the section is shown"
+"""
+    result = run(tests, "--show-capture=log")
+    result.stdout.fnmatch_lines(["*the section is shown", "*Captured log call*"])
+    assert sum(line.startswith("INFO ") and line.endswith("loguru says 1") for line in result.outlines) == 2
 
 
 def test_without_a_fixture_of_that_name(run: Callable[..., pytest.RunResult]) -> None:
