@@ -9,6 +9,7 @@ from fastapi_observe.internal.fastapi import TELEMETRY_SCOPE_KEY
 from fastapi_observe.metrics.scrapes import SharedScrapes, send_body
 from fastapi_observe.records.signal import SIGNAL_BITS
 from fastapi_observe.requests.access import CHALLENGE, CONSOLE_HEADER, DOCTOR_AGENT, MetricsAccess, is_from_doctor
+from fastapi_observe.requests.routing import path_in_app
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -51,8 +52,7 @@ class MetricsEndpoint:
         """
         if scope["type"] != "http" or scope.get("method") not in {"GET", "HEAD"}:
             return False
-        path = scope.get("path", "")
-        if path.removeprefix(scope.get("root_path", "")) != self.path or not _is_literal(scope):
+        if path_in_app(scope) != self.path or not _is_literal(scope):
             return False
         if self._dependency_app is not None or self._access.requires_token:
             return True
@@ -71,8 +71,7 @@ class MetricsEndpoint:
 
         A request for the metrics by which `doctor` finds out that public clients are denied is counted, and no more.
         """
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        return _UNREPORTED if path == self.path and is_from_doctor(scope) else 0
+        return _UNREPORTED if path_in_app(scope) == self.path and is_from_doctor(scope) else 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a scrape."""

@@ -12,7 +12,7 @@ from fastapi_observe.internal.opentelemetry import attach_context, detach_contex
 from fastapi_observe.internal.starlette import OPENTELEMETRY_SCOPE_KEY
 from fastapi_observe.metrics_endpoint import MetricsEndpoint
 from fastapi_observe.records.request import CONTEXT_KEY, EXCEPTION_IDS_ATTRIBUTE, RECORD_SCOPE_KEY
-from fastapi_observe.requests.routing import matched_route
+from fastapi_observe.requests.routing import ENTRY_ROOT_SCOPE_KEY, matched_route
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -51,7 +51,7 @@ class ObserveMiddleware:
             if self._metrics_endpoint.handles(scope):
                 await self._metrics_endpoint(scope, receive, send)
                 return
-            excluded = self._metrics_endpoint.excluded_signals(scope)
+            excluded = self._enter_root_path(scope)
         if self._console is not None and self._console.handles(scope):
             await self._console(scope, receive, send)
             return
@@ -99,6 +99,16 @@ class ObserveMiddleware:
                 detach_context(token)
             except ValueError:  # closed in another task, whose context has nothing to restore
                 pass
+
+    def _enter_root_path(self, scope: Scope) -> int:
+        """Return the signals that do not report a request with a `root_path`, or one for the metrics."""
+        excluded = self._metrics_endpoint.excluded_signals(scope)
+        if scope.get("root_path"):
+            if "app_root_path" in scope:  # by a mount outside the app: it says where the outermost app begins
+                scope[ENTRY_ROOT_SCOPE_KEY] = scope["root_path"]
+            if self._filter is not None:
+                excluded |= self._filter.excluded_below_root(scope)
+        return excluded
 
     async def _call_unreported(self, context: Context | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app without a record, in the context of an excluded request if there is one."""

@@ -17,6 +17,7 @@ from fastapi_observe.console.gates import Gate, in_container
 from fastapi_observe.console.signal import ConsoleProcessor, ConsoleSignal
 from fastapi_observe.console.store import Store
 from fastapi_observe.internal import json
+from fastapi_observe.requests.routing import path_in_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,7 +141,7 @@ class Console:
             return False
         if self._base is None:
             self.announce(address_from_request(scope))
-        path = _path(scope)
+        path = path_in_app(scope)
         if path != self.path and not path.startswith(self.path + "/"):
             return False
         try:
@@ -161,7 +162,7 @@ class Console:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     def _respond(self, scope: Scope) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        inner = _path(scope)[len(self.path) :]
+        inner = path_in_app(scope)[len(self.path) :]
         base = scope.get("root_path", "") + self.path
         if self._gate.has_query_token(scope) and not inner.startswith("/api/"):
             # The token moves into a cookie: in the address it would stay in the browser's history.
@@ -224,11 +225,6 @@ def _plain(value: Any) -> Any:
 
 
 _NO_STORE: Final = ((b"cache-control", b"no-store"),)
-
-
-def _path(scope: Scope) -> str:
-    path: str = scope.get("path", "")
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _trace_id(line: bytes) -> str:

@@ -6,9 +6,10 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastapi_observe.records.signal import SIGNAL_BITS
+from fastapi_observe.requests.routing import path_in_app
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
     from starlette.types import Scope
@@ -36,7 +37,8 @@ class RequestFilter:
     `paths` are the entries for each bit mask. `patterns` are regular expressions that exclude from all signals.
     """
 
-    def __init__(self, paths: Mapping[int, Iterable[str]], patterns: Iterable[str], all_signals: int) -> None:
+    def __init__(self, paths: Mapping[int, Sequence[str]], patterns: Sequence[str], all_signals: int) -> None:
+        self._of_paths = type(self)(paths, (), all_signals) if patterns else self
         self._all_signals = all_signals
         self._exact: dict[tuple[str, str], int] = {}
         self._prefixes: list[tuple[str, str, int]] = []
@@ -60,7 +62,10 @@ class RequestFilter:
         return bool(self._exact or self._prefixes or self._patterns)
 
     def excluded_signals(self, scope: Scope) -> int:
-        """Return the signals that do not report this request; 0 for a request that all signals report."""
+        """Return the signals that do not report this request; 0 for a request that all signals report.
+
+        Compares the whole path. Where there is a `root_path`, `excluded_below_root` compares the rest.
+        """
         path, method = scope.get("path", ""), scope.get("method", "")
         exact = self._exact
         signals = exact.get(("", path), 0) | exact.get((method, path), 0)
@@ -72,6 +77,10 @@ class RequestFilter:
             if any(pattern.search(url) for pattern in self._patterns):
                 return self._all_signals
         return signals
+
+    def excluded_below_root(self, scope: Scope) -> int:
+        """Return the signals that do not report this request because of its path within the app."""
+        return self._of_paths.excluded_signals({"path": path_in_app(scope), "method": scope.get("method", "")})
 
 
 def _url_without_query(scope: Scope) -> str:

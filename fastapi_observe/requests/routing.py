@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+ENTRY_ROOT_SCOPE_KEY: Final = "fastapi_observe.root_path"
+"""Key in the ASGI scope of the `root_path` at which the measured app is mounted in an app without `install`."""
+
 SUBPATH: Final = "/{path}"
 """Template of any path below a mounted app that does not list its routes."""
 
@@ -49,9 +52,10 @@ class RouteTemplates:
         self._cache: dict[tuple[int, int, int, str], tuple[_Template, tuple[Any, ...]]] = {}
 
     def template(self, scope: Scope, status_code: int) -> str:
-        """Return the full route template with all prefixes and mounts, never a part that the client chose.
+        """Return the route template with all prefixes and mounts of this app, never a part that the client chose.
 
-        `unmatched` if no route matched, `redirect` if the router redirected.
+        What this app is mounted at is not part of it. `unmatched` if no route matched, `redirect` if the router
+        redirected.
         """
         endpoint = scope.get("endpoint")
         routing_state = scope.get(ROUTING_SCOPE_KEY)
@@ -61,7 +65,9 @@ class RouteTemplates:
         context = routing_state.get(ROUTE_CONTEXT_KEY) if routing_state else None
         outer = scope.get("app_root_path")  # root_path minus this is the concrete path of the mounts
         root = scope.get("root_path", "")
-        mounted = "" if outer is None or root == outer else root.removeprefix(outer)
+        mounted = ""
+        if outer is not None and root != outer:
+            mounted = root.removeprefix(scope.get(ENTRY_ROOT_SCOPE_KEY, outer))
         key = (id(endpoint), id(route), id(context), mounted)
         cached = self._cache.get(key)
         if cached is not None:
@@ -72,7 +78,11 @@ class RouteTemplates:
                 self._cache.clear()
             if len(mounted) <= MAX_CACHED_PATH_LENGTH:
                 self._cache[key] = (template, (endpoint, route, context))
-        return template if isinstance(template, str) else _choose_template(template, scope)
+        if isinstance(template, str):
+            return template
+        if template is None:
+            return _template_without_endpoint(scope, routing_state, status_code)
+        return _choose_template(template, scope)
 
     def templates(self) -> list[str]:
         """Return the templates of all current routes."""
@@ -82,6 +92,8 @@ class RouteTemplates:
         prefix, inner = _mount_templates(_child_routes(self._app), mounted)
         own = _path_format(matched_route(scope))
         templates = [own] if own else _search(inner, endpoint) or _search(_child_routes(scope.get("app")), endpoint)
+        if not templates and not mounted and _unwrapped(endpoint) is self._app:
+            return None  # a mount outside this app has set the endpoint, no route inside
         if not templates:  # the endpoint is not in any route: StaticFiles, a mounted app's 404
             return prefix.removesuffix(SUBPATH) + SUBPATH
         if len(templates) == 1:
@@ -89,8 +101,25 @@ class RouteTemplates:
         return tuple((compile_template(template), prefix + template) for template in templates)
 
 
-_Template = str | tuple[tuple["re.Pattern[str]", str], ...]
-"""A template, or patterns and templates of one function on several paths, chosen by the request's path."""
+_Template = str | tuple[tuple["re.Pattern[str]", str], ...] | None
+"""A template, or patterns and templates of one function on several paths, chosen by the request's path.
+
+None if no route matched.
+"""
+
+
+def path_in_app(scope: Scope) -> str:
+    """Return the path without `root_path`, as the innermost router so far matches it.
+
+    `root_path` is that of the server or of `FastAPI(root_path=...)`, and the path of each mount. Servers and proxies
+    may have removed it from the path.
+    """
+    path: str = scope.get("path", "")
+    root: str = scope.get("root_path", "")
+    if not root or not path.startswith(root):
+        return path
+    below = path[len(root) :]
+    return below if not below or below[0] == "/" else path
 
 
 def matched_route(scope: Scope) -> Any:
@@ -179,16 +208,9 @@ def _template_without_endpoint(scope: Scope, routing_state: Any, status_code: in
     """Return the template of a request without an endpoint: a front end of files, a redirect, or unmatched."""
     frontend = frontend_path(routing_state)
     if frontend is not None:
-        path = _path_below_root(scope)
+        path = path_in_app(scope)
         return path[: len(path) - len(frontend)].rstrip("/") + SUBPATH
     return REDIRECT if 300 <= status_code < 400 else UNMATCHED  # noqa: PLR2004 - 3xx
-
-
-def _path_below_root(scope: Scope) -> str:
-    """Return the path as the innermost router matches it."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path[len(root) :] if path.startswith(root + "/") else path
 
 
 def _path_format(route: Any) -> str | None:
@@ -211,7 +233,7 @@ def _search(routes: Any, endpoint: Any) -> list[str]:
 
 def _choose_template(templates: tuple[tuple[re.Pattern[str], str], ...], scope: Scope) -> str:
     """Return the template that matches the path. One does: the router has matched it."""
-    path = _path_below_root(scope)
+    path = path_in_app(scope)
     return next((template for pattern, template in templates if pattern.match(path)), templates[0][1])
 
 

@@ -475,8 +475,8 @@ class ObserveSettings(SourcedSettings):
 
     exclude_paths: ExcludedPaths = option(
         (),
-        "Requests that no signal reports, including everything inside them: a path, or a prefix that ends in `*`. A "
-        "method before it limits the entry to that method (`OPTIONS *`).",
+        "Requests that no signal reports, including everything inside them: a path within the app (without "
+        "`root_path`), or a prefix that ends in `*`. A method before it limits the entry to that method (`OPTIONS *`).",
         accepts="paths that begin with /, separated by commas, `*` at most at the end; optionally a method before each",
         subject="Requests",
     )

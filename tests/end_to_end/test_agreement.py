@@ -251,10 +251,11 @@ def test_a_crash_is_logged_with_its_ids(observed: Callable[..., Seen]) -> None:
 
 
 def test_root_path_of_the_server(observed: Callable[..., Seen]) -> None:
-    """A root path given to uvicorn is not part of the route template, wherever the route is."""
-    seen = observed(app := make_zoo())
+    """A root path given to uvicorn is not part of the route template, wherever the route is, nor of an exclusion."""
+    seen = observed(app := make_zoo(), exclude_paths=["/items/9", "/sub/items/9", "/static/agreement.py"])
     with serving(app, root_path="/api") as port:
-        for path in ("/items/1", "/sub/items/2", "/static/zoo.py", "/a/1/b/2/c/3"):
+        reported = ("/items/1", "/sub/items/2", "/static/zoo.py", "/a/1/b/2/c/3")
+        for path in (*reported, "/items/9", "/sub/items/9", "/static/agreement.py"):
             assert httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False, timeout=60).status_code == 200
     routes = ("/items/{item_id}", "/sub/items/{item_id}", "/static/{path}", "/a/{a}/b/{b}/c/{c}")
     assert_agreement(seen, *(Facts(route, 200) for route in routes))
