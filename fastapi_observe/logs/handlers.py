@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging.handlers
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -50,6 +52,26 @@ def writes_to_console(handler: logging.Handler) -> bool:
     return _is_console(stream) or any(writes_to_console(each) for each in _next_handlers(handler))
 
 
+def _writes_to_its_file(handler: logging.Handler) -> bool:
+    """Return whether `handler` writes to the file of standard output or error, such as `FileHandler("/dev/stdout")`."""
+    if not isinstance(handler, logging.FileHandler):
+        return False
+    try:
+        # Its file is opened late with delay=True.
+        status = os.fstat(handler.stream.fileno()) if handler.stream else Path(handler.baseFilename).stat()
+        nowhere = Path(os.devnull).stat()
+    except Exception:  # noqa: BLE001 - a subclass may have anything as its stream, or a closed one
+        return False
+    return not os.path.samestat(status, nowhere) and any(_is_file_of(descriptor, status) for descriptor in (1, 2))
+
+
+def _is_file_of(descriptor: int, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), status)
+    except OSError:  # closed
+        return False
+
+
 def _next_handlers(handler: logging.Handler) -> list[logging.Handler]:
     """Return the handlers that `handler` passes records on to, as far as it knows them."""
     target = getattr(handler, "target", None)
@@ -86,7 +108,7 @@ def describe_console_handlers(
         for handler in logger.handlers:
             if _hides_its_listener(handler):
                 writes = "passes records to a listener; if that writes to the console, "
-            elif is_intercepting(handler) or not writes_to_console(handler):
+            elif is_intercepting(handler) or not (writes_to_console(handler) or _writes_to_its_file(handler)):
                 continue
             else:
                 writes = "writes to the console itself: "
@@ -94,7 +116,9 @@ def describe_console_handlers(
             if handler.formatter is not None and type(handler.formatter) is not logging.Formatter:
                 kind += f" with {type(handler.formatter).__name__}"
             replaced = "fastapi-observe replaces only handlers with a plain logging.Formatter"
-            if is_plain(handler):
+            if isinstance(handler, logging.FileHandler):
+                replaced = "fastapi-observe replaces no FileHandler"
+            elif is_plain(handler):
                 replaced = "fastapi-observe replaces those that are there when the app starts"
             if is_captured(logger):
                 effect = "each of its records is on the console twice, once as a JSON line. Remove the handler"

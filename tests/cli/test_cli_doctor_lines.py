@@ -156,3 +156,20 @@ def test_excluded_routes(checked: Callable[..., dict[str, Check]]) -> None:
     check = checked(shop(), exclude_urls=["/health$", "/docs$"])["exclusions"]
     assert (check.verdict, check.step) == ("ok", "correct exclude_urls (exclude_urls of install)")
     assert check.found == "excluded routes (3 of 4): GET /docs, HEAD /docs, GET /health"
+
+
+@pytest.mark.parametrize("delay", [True, False])
+def test_a_file_that_is_standard_output(tmp_path: Path, delay: bool) -> None:  # noqa: FBT001
+    """A handler on /dev/stdout writes to the console too, one on another file does not."""
+    code = """
+import logging
+logging.getLogger("shop").addHandler(logging.FileHandler({file!r}, delay={delay}))
+"""
+    for file, verdict in (("/dev/stdout", "look"), ("/dev/stderr", "look"), ("app.log", "ok"), ("/dev/null", "ok")):
+        (tmp_path / "shop.py").write_text(MODULE + code.format(file=file, delay=delay), encoding="utf-8")
+        run = interpreter.run(COMMAND, "doctor", "shop:app", "--json", directory=tmp_path)
+        check = by_subject([Check(**each) for each in json.loads(run.stdout)])["duplicates"]
+        assert check.verdict == verdict
+        assert ("The handler FileHandler of the logger 'shop' writes to the console" in check.found) == (
+            verdict != "ok"
+        )
