@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections import Counter
@@ -76,14 +77,17 @@ def run_doctor(args: argparse.Namespace) -> int:
 def standard_output_to_standard_error() -> Iterator[None]:
     """Send what an app prints at its import to standard error: it is not part of the result.
 
-    The descriptor is replaced, not `sys.stdout`, which handlers of `logging` are compared with.
+    The descriptor is replaced, not `sys.stdout`, which handlers of `logging` are compared with. Our own lines of level
+    info are left out: they are for the log of an app that runs.
     """
+    logging.getLogger("fastapi_observe").addFilter(_is_warning)
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
+        logging.getLogger("fastapi_observe").removeFilter(_is_warning)
         for each in INSTALLED:
             each.logs.flush(1.0)
         with contextlib.suppress(ValueError):  # closed by the app
@@ -92,6 +96,10 @@ def standard_output_to_standard_error() -> Iterator[None]:
         os.close(kept)
         if sys.stdout.closed:
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - stays open
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
 
 
 def _check(args: argparse.Namespace) -> list[Check]:

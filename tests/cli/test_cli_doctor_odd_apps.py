@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
+import interpreter
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
@@ -20,6 +22,20 @@ app = FastAPI(title="shop")
 install(app, exclude_paths=["/docs"])
 logging.getLogger("broken.x").propagate = False
 """
+
+
+def test_lines_about_the_set_up(tmp_path: Path) -> None:
+    """Lines of level info of fastapi-observe about itself are not shown among the checks; all others are."""
+    code = "logging.getLogger('odd').warning('of the app')\nlogging.getLogger('fastapi_observe').warning('of ours')\n"
+    (tmp_path / "odd.py").write_text(MODULE + code, encoding="utf-8")
+    script = """
+    import logging, sys
+    from fastapi_observe.cli.main import main
+    main(["doctor", "odd:app"])
+    assert not logging.getLogger("fastapi_observe").filters
+    """
+    run = interpreter.run(script, directory=tmp_path)
+    assert [json.loads(line)["message"] for line in run.stderr.splitlines()] == ["of the app", "of ours"]
 
 
 @pytest.mark.parametrize(
