@@ -24,12 +24,13 @@ from servers_of_workers import free_port
 from tools import needs, needs_package
 from uvicorn import main as uvicorn_command
 
-from fastapi_observe import observability
+from fastapi_observe import current, observability
 from fastapi_observe.cli.main import main
 from fastapi_observe.cli.output import EXIT_PROBLEM
 from fastapi_observe.export import causes
 from fastapi_observe.requests import access
 from fastapi_observe.settings.model import ObserveSettings
+from fastapi_observe.traces import service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -270,3 +271,9 @@ def test_messages_on_the_troubleshooting_page_are_those_of_the_code() -> None:
     assert causes.SPEAKS_GRPC in text
     assert "`Denied a request for the metrics`" in text
     assert '"Denied a request for the metrics: ' in inspect.getsource(access)
+    for message, module in (
+        ("A global tracer provider was set after install(app)", service),
+        ("get_observability() is ambiguous: ", current),
+    ):
+        assert f"`{message}" in text
+        assert message in inspect.getsource(module)
