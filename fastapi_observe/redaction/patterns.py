@@ -7,10 +7,7 @@ of each pattern is linear in the length of the string: its repeats are possessiv
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Final
 
 REDACTED: Final = "REDACTED"
 """The replacement of a secret, as in OpenTelemetry's semantic conventions."""
@@ -165,34 +162,34 @@ Each entry has words of which one is in the string, the pattern, and its replace
 TRIGGER_CHARACTERS: Final = re.compile(r"[JA_\-:=?@ \"<%.,]")
 """A string without any of these characters contains nothing that the patterns match, except a card number."""
 
-URL_PART: Final = re.compile(r"://([^\s'\"<>]++)")
+URL_PART: Final = re.compile(r"://((?!\\*+['\"])[^\s'\"<>\\]*+(?>(?:\\++(?!['\"])[^\s'\"<>\\]*+)*))")
 """The part of a URL after its scheme, up to white space or a quote."""
 
-QUERY_OF_PATH: Final = re.compile(r"\?(?<=[\w/]\?)(?=[^\s'\"=&]{1,64}=)[^\s'\"]*+")
+QUERY_OF_PATH: Final = re.compile(r"\?(?<=[\w/]\?)(?=[^\s'\"=&]{1,64}=)[^\s'\"\\]*+(?>(?:\\++(?!['\"])[^\s'\"\\]*+)*)")
 """A query after a path: `?` and at least one `name=value`."""
 
 USERINFO: Final = re.compile(r"(?<![\w/.:+-])[\w.+-]{1,64}+:[^\s@:/'\"]{1,128}+@(?=[\w\[(.-])")
 """User and password of an address without a scheme: `app:hunter2@db:5432`."""
 
 KEY_BEFORE_VALUE: Final = re.compile(
-    r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,4}+(?:\[[0-9]{0,4}+\])?\s{0,8}+"
+    r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,8}+(?:\[[0-9]{0,4}+\])?\s{0,8}+"
     r"(?:=>|:=|={1,3}+|:{1,2}+|%3[Dd])\s{0,16}+"
 )
 """A word before `=` or `:`, optionally with a word before it and an index after it (`password[]=`), up to the value."""
 
 _NAME_KEY: Final = (
-    r"(?:name|key|header|field|parameter|param|attribute|variable|option|property|setting|label)\\?['\"]?"
+    r"(?:name|key|header|field|parameter|param|attribute|variable|option|property|setting|label)\\{0,7}+['\"]?"
 )
-_VALUE_KEY: Final = r"(?:\w{1,32}_)?(?:parameter|header)?(?:values?|val)\\?['\"]?"
+_VALUE_KEY: Final = r"(?:\w{1,32}_)?(?:parameter|header)?(?:values?|val)\\{0,7}+['\"]?"
 
 NAMES_BEFORE_VALUES: Final = (
     ("--", re.compile(r"(?<![\w-])--(?P<name>[\w.-]{1,64}+)(?:['\"]?,\s?|\s{1,4})(?=['\"]?[^\s'\"-])")),
-    (",", re.compile(r"[(\[]b?\\?['\"](?P<name>[\w.-]{1,128}+)\\?['\"],\s{0,4}+")),
+    (",", re.compile(r"[(\[]b?\\{0,7}+['\"](?P<name>[\w.-]{1,128}+)\\{0,7}+['\"],\s{0,4}+")),
     (
         "val",
         re.compile(
-            rf"{_NAME_KEY}\s?[:=]\s?\\?['\"]?(?P<name>[\w.-]{{1,128}}+)\\?['\"]?,?\s{{0,12}}+"
-            rf"\\?['\"]?{_VALUE_KEY}\s?[:=]\s?",
+            rf"{_NAME_KEY}\s?[:=]\s?\\{{0,7}}+['\"]?(?P<name>[\w.-]{{1,128}}+)\\{{0,7}}+['\"]?,?\s{{0,12}}+"
+            rf"\\{{0,7}}+['\"]?{_VALUE_KEY}\s?[:=]\s?",
             re.IGNORECASE,
         ),
     ),
@@ -206,11 +203,33 @@ XML_ELEMENT: Final = re.compile(r"<(?:\w{1,32}:)?(?P<name>[\w.-]{1,128}+)(?:\s[^
 XML_CONTENT: Final = re.compile(r"(?>(?:[^<\n]|\n(?! {1,8}File \"))*)")
 """The start tag of an XML element, and its content."""
 
-_QUOTED_VALUE: Final = r"""
-    \\++["'](?>(?:[^"'\\\n]|\\(?!["']))*)(?:\\++["'])?
-    | [bfru]{0,2}"(?>(?:[^"\\\n]|\\.)*)"?
-    | [bfru]{0,2}'(?>(?:[^'\\\n]|\\.)*)'?
+
+def _escaped_string(group: str, quote: str) -> str:
+    r"""Return the pattern of a string inside another one, whose quotes have backslashes: `\"a\"`, `\\\"a\\\"`.
+
+    With `n` backslashes before its first quote it ends at a quote with `n` of them, after any number of escaped
+    backslashes (`2n + 2` each). A quote with more is inside it; one with fewer ends a string around it.
+    After an escaped backslash, a quote before a word is inside it too: the string is in the `repr` of another.
+    """
+    opening = f"(?P={group})"
+    escaped = rf"(?>(?:{opening}{opening}\\\\)*)"
+    in_repr = rf"(?>(?:{opening}{opening}\\\\)+){opening}{quote}(?=\w)"
+    inside = rf"[^\\{quote}\n]|\\++(?!{quote})|{escaped}{opening}\\++{quote}|{in_repr}"
+    return rf"(?P<{group}>\\++){quote}(?>(?:{inside})*)(?:{escaped}{opening}{quote})?"
+
+
+def _quoted_value(group: str) -> str:
+    """Return the pattern of a quoted string, which may lack its second quote."""
+    return rf"""
+    {_escaped_string(group + "d", '"')}
+    | {_escaped_string(group + "s", "'")}
+    | [bfru]{{0,2}}"(?>(?:[^"\\\n]|\\.|(?<=\\)"(?=\w))*)"?
+    | [bfru]{{0,2}}'(?>(?:[^'\\\n]|\\.|(?<=\\)'(?=\w))*)'?
 """
+
+
+_QUOTED_VALUE: Final = _quoted_value("a")
+QUOTED_STRING: Final = re.compile(_QUOTED_VALUE, re.IGNORECASE | re.VERBOSE | re.DOTALL)
 VALUE: Final = re.compile(
     rf"""(?-i:REDACTED)|(?:(?:bearer|basic|token)\s++)?(?:{_QUOTED_VALUE}
     | [\w.+-]++(?=,["'\\]|\s?[}}\])]{{1,4}}+(?:[\s,;]|\Z)) | [\[({{][^\n]*+ | \S++)?""",
@@ -220,15 +239,15 @@ VALUE: Final = re.compile(
 
 TUPLE_VALUES: Final = re.compile(
     rf"""(?-i:REDACTED)|(?:{_QUOTED_VALUE}|[^\s,()\[\]{{}}'"]{{1,256}}+)
-    (?:,\s{{0,4}}+(?:{_QUOTED_VALUE}|[^\s,()\[\]{{}}'"]{{1,256}}+)(?=\s?\)))?|""",
+    (?:,\s{{0,4}}+(?:{_quoted_value("b")}|[^\s,()\[\]{{}}'"]{{1,256}}+)(?=\s?\)))?|""",
     re.VERBOSE | re.DOTALL,
 )
 """The second member of a tuple whose first is a name, and the third of a tuple of three."""
 
 VALUE_BEFORE_NAME: Final = re.compile(
-    rf"""(?P<head>(?:values?|val)\\?['"]?\s?[:=]\s?)(?P<value>\\?"(?>(?:[^"\\\n]|\\.)*)"|\\?'(?>(?:[^'\\\n]|\\.)*)'|[^\s,}}'"]{{1,256}}+)
-    (?P<tail>,?\s{{0,4}}\\?['"]?\w{{0,16}}{_NAME_KEY}\s?[:=]\s?\\?['"](?P<name>[\w.-]{{1,128}}+)\\?['"])""",
-    re.IGNORECASE | re.VERBOSE,
+    rf"""(?P<head>(?:values?|val)\\{{0,7}}+['"]?\s?[:=]\s?)(?P<value>{_QUOTED_VALUE}|[^\s,}}'"]{{1,256}}+)
+    (?P<tail>,?\s{{0,4}}\\{{0,7}}+['"]?\w{{0,16}}{_NAME_KEY}\s?[:=]\s?\\{{0,7}}+['"](?P<name>[\w.-]{{1,128}}+)\\{{0,7}}+['"])""",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 """A value before its name, under the same keys."""
 
@@ -332,16 +351,3 @@ def redact_database_error(text: str) -> str:
     """Return the message of a database error without its quoted parts: statements, values, names."""
     text = SQLITE_ERROR_VALUE.sub(rf"\g<1>{REDACTED}", text)
     return QUOTED.sub(lambda match: f"{match[0][0]}{REDACTED}{match[0][0]}", text)
-
-
-def hide_values(text: str, key: re.Pattern[str], value_end: Callable[[re.Match[str]], int]) -> str:
-    """Hide the value after each match of `key`; `value_end` returns its end, or the end of the match to skip it."""
-    parts: list[str] = []
-    done = at = 0
-    while (match := key.search(text, at)) is not None:
-        at = match.end()
-        end = value_end(match)
-        if end > at and not SQL_PLACEHOLDER.fullmatch(text, at, end):
-            parts += [text[done:at], REDACTED]
-            done = at = end
-    return "".join([*parts, text[done:]]) if parts else text

@@ -337,7 +337,7 @@ def test_nested_values_are_redacted_by_their_names(observed: Callable[..., Seen]
     fields = seen.request_lines[0]["fields"]
     attributes = dict(seen.server_spans[0].attributes or {})
     assert "hunter2" not in f"{fields}{attributes}"
-    assert fields["login"] == attributes["login"] == "{'user': 'ada', 'api_key': REDACTED}"
+    assert fields["login"] == attributes["login"] == "{'user': 'ada', 'api_key': 'REDACTED'}"
     assert fields["command"] == list(attributes["command"]) == ["run", "--token", "REDACTED"]  # type: ignore[arg-type]
     assert (fields["plain"], fields["nested"]) == (["a", "b"], "{'a': [1]}")
 

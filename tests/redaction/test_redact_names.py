@@ -95,7 +95,7 @@ def test_numbers_under_plural_names_are_counts() -> None:
     }
     text = '{"max_tokens": 512, "active_sessions": 3} max_tokens=512 active_sessions=3'
     assert DEFAULT_REDACTOR.text(text) == text
-    assert DEFAULT_REDACTOR.text('{"tokens": "abc"}') == '{"tokens": REDACTED}'
+    assert DEFAULT_REDACTOR.text('{"tokens": "abc"}') == '{"tokens": "REDACTED"}'
     assert DEFAULT_REDACTOR.fields({"access_tokens": 1, "passwords": 1}) == {
         "access_tokens": "REDACTED",
         "passwords": "REDACTED",
