@@ -17,7 +17,7 @@ from fastapi_observe.internal.fastapi import disable_native_telemetry, validatio
 from fastapi_observe.internal.opentelemetry import is_instrumented_by_contrib, mark_as_instrumented, silence_contrib
 from fastapi_observe.internal.starlette import is_builder, replace_stack_builder, stack_parts
 from fastapi_observe.metrics.saturation import running_loop
-from fastapi_observe.metrics_endpoint import check_dependency
+from fastapi_observe.metrics_endpoint import check_dependency, has_own_route
 from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, wrap_validation_handler
 from fastapi_observe.observability import Observability
 from fastapi_observe.requests.routing import list_endpoints, mounted_apps
@@ -232,7 +232,7 @@ def _warn_shadowed_route(app: Starlette, settings: ObserveSettings) -> None:
     """Log a warning if a route of the app has the path of the metrics, or one at or below that of the console."""
     paths = [endpoint.template for endpoint in list_endpoints(app) if not endpoint.websocket]
     shadowed: list[tuple[str, str, str]] = []
-    if settings.metrics and settings.metrics_path in paths:
+    if settings.metrics and settings.metrics_port is None and has_own_route(app, settings.metrics_path):
         shadowed.append((settings.metrics_path, "metrics", "metrics_path"))
     if settings.serves_console:
         below = settings.console_path + "/"

@@ -9,7 +9,7 @@ from fastapi_observe.internal.fastapi import TELEMETRY_SCOPE_KEY
 from fastapi_observe.metrics.scrapes import SharedScrapes, send_body
 from fastapi_observe.records.signal import SIGNAL_BITS
 from fastapi_observe.requests.access import CHALLENGE, CONSOLE_HEADER, DOCTOR_AGENT, MetricsAccess, is_from_doctor
-from fastapi_observe.requests.routing import path_in_app
+from fastapi_observe.requests.routing import list_endpoints, path_in_app
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -40,20 +40,33 @@ class MetricsEndpoint:
         self._access = MetricsAccess(settings.metrics_access, None if token is None else token.get_secret_value())
         self._scrapes = SharedScrapes(observability.metrics.scrapes)
         self._dependency_app: ASGIApp | None = None
+        self._own_route = False
+        self._route_count = -1  # routes of the app when `_own_route` was found
         if enabled and settings.metrics_dependency is not None:
             self._dependency_app = dependency_app(
                 settings.metrics_dependency, settings.metrics_path, self.send_metrics, observability.app
             )
 
-    def handles(self, scope: Scope) -> bool:
-        """Return whether a request is a scrape to respond to.
+    def handler(self, scope: Scope) -> ASGIApp | None:
+        """Return what responds to a request for the metrics; None for the app itself.
 
-        A client without access gets the app's own response, unless a token or a dependency is configured.
+        A client without access gets the app's own response, unless a token or a dependency is configured, or the app
+        has a route of its own at the path, such as one that serves the same metrics to every client.
         """
         if scope["type"] != "http" or scope.get("method") not in {"GET", "HEAD"}:
-            return False
-        if path_in_app(scope) != self.path or not _is_literal(scope):
-            return False
+            return None
+        if path_in_app(scope) != self.path:
+            return None
+        try:
+            if _is_literal(scope) and self._is_allowed(scope):
+                return self
+            return _send_not_found if self._has_own_route() else None
+        except Exception as exc:  # noqa: BLE001 - routes may be of any class
+            self._observability.internal_errors("metrics.access", exc)
+            return None
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        """Return whether a client has access, as far as that is known without a token or a dependency."""
         if self._dependency_app is not None or self._access.requires_token:
             return True
         try:
@@ -65,6 +78,14 @@ class MetricsEndpoint:
             self._observability.internal_errors("metrics.access", exc)
             return False
         return allowed
+
+    def _has_own_route(self) -> bool:
+        app = self._observability.app
+        count = len(app.routes)
+        if count != self._route_count:
+            self._own_route = has_own_route(app, self.path)
+            self._route_count = count
+        return self._own_route
 
     def excluded_signals(self, scope: Scope) -> int:
         """Return the signals that do not report a request that is not a scrape to respond to.
@@ -103,6 +124,22 @@ class MetricsEndpoint:
             status, head, body = 500, [TEXT_PLAIN], b"Cannot render the metrics."
         await send({"type": "http.response.start", "status": status, "headers": head})
         await send_body(send, b"" if scope["method"] == "HEAD" else body)
+
+
+def has_own_route(app: Any, path: str | None) -> bool:
+    """Return whether a route of the app, and not one for any path, responds to GET requests for this path."""
+    return any(
+        endpoint.template == path and not endpoint.websocket and (not endpoint.methods or "GET" in endpoint.methods)
+        for endpoint in list_endpoints(app)
+    )
+
+
+async def _send_not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's signature
+    """Respond to a client without access whose request the app's own route would serve."""
+    body = b"Not Found"
+    headers = [TEXT_PLAIN, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
 def _is_literal(scope: Scope) -> bool:

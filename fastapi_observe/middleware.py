@@ -48,8 +48,9 @@ class ObserveMiddleware:
         path = scope.get("path", "")
         excluded = 0
         if path == self._metrics_path or scope.get("root_path"):
-            if self._metrics_endpoint.handles(scope):
-                await self._metrics_endpoint(scope, receive, send)
+            handler = self._metrics_endpoint.handler(scope)
+            if handler is not None:
+                await handler(scope, receive, send)
                 return
             excluded = self._enter_root_path(scope)
         if self._console is not None and self._console.handles(scope):

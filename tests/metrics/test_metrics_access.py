@@ -15,6 +15,8 @@ from comparison import Server, ask, http_scope
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 from injection import failing, replacing
+from prometheus_client import CollectorRegistry
+from prometheus_fastapi_instrumentator import Instrumentator
 from servers import serving
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -24,6 +26,7 @@ from starlette.testclient import TestClient
 from fastapi_observe import install
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics import server as metrics_server
+from fastapi_observe.metrics_endpoint import has_own_route
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
@@ -95,6 +98,50 @@ def test_only_get_and_head_are_served(observed: Callable[..., Seen], method: str
     assert get(app, LOCAL, method=method)[0] == 404
     status, _, body = get(app, LOCAL, method="HEAD")
     assert (status, body) == (200, b"")
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_route_of_the_app_for_the_metrics_is_not_reached(observed: Callable[..., Seen], order: str) -> None:
+    """A client without access gets 404 where the app serves metrics at the same path, as the warning says."""
+    app = make_app()
+    prometheus = Instrumentator(registry=CollectorRegistry())
+    if order == "before":
+        prometheus.instrument(app).expose(app)
+    seen = observed(app)
+    if order == "after":
+        assert get(app, PUBLIC)[0] == 404  # routes that are added later count too
+        prometheus.expose(app)
+    for client, method, status in ((LOCAL, "GET", 200), (PUBLIC, "GET", 404), (PUBLIC, "HEAD", 404)):
+        answer = get(app, client, method=method)
+        assert answer[0] == status
+        assert (b"http_requests_in_progress" in answer[2]) is (status == 200)
+        if status == 404:
+            assert answer[2] == (b"Not Found" if method == "GET" else b"")
+    scope = http_scope("/metrics", "GET", client=PUBLIC) | {"raw_path": b"/%6detrics"}
+    answer = asyncio.run(ask(app, scope, Server([{"type": "http.request", "body": b"", "more_body": False}]), []))
+    assert answer.messages[0]["status"] == 404
+    assert ("unreachable" in str(seen.lines)) is (order == "before")
+
+
+def test_a_route_for_any_path_gets_requests_without_access(observed: Callable[..., Seen]) -> None:
+    """Only a route of exactly this path, for GET, is unreachable; others get what they got before."""
+    app = make_app()
+    app.post("/metrics")(lambda: "posted")
+    app.get("/{path:path}")(lambda path: path)
+    seen = observed(app)
+    assert get(app, PUBLIC)[::2] == (200, b'"metrics"')
+    assert get(app, PUBLIC, method="POST")[::2] == (200, b'"posted"')
+    assert "unreachable" not in str(seen.lines)
+
+
+def test_routes_that_cannot_be_listed_are_left_to_the_app(observed: Callable[..., Seen]) -> None:
+    """An internal error is counted, and the request reaches the app."""
+    app = make_app()
+    seen = observed(app)
+    assert get(app, LOCAL)[0] == 200
+    with failing(has_own_route):
+        assert get(app, PUBLIC)[0] == 404
+    assert seen.observe.internal_errors.counts == {"metrics.access": 1}
 
 
 def test_the_users_function_decides(observed: Callable[..., Seen]) -> None:
