@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from fastapi_observe.settings.sources import PREFIX, UNPARSABLE, SourcedValue, VariablesSource, env_file_of, mask
+from fastapi_observe.settings.sources import (
+    PREFIX,
+    UNPARSABLE,
+    VariablesSource,
+    env_file_of,
+    has_bytes,
+    mask,
+    option_metadata,
+    sourced,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,11 +65,14 @@ class SourcedSettings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _unpack(cls, value: Any, info: ValidationInfo) -> Any:
-        if not isinstance(value, SourcedValue):
-            return value
-        if value.value is UNPARSABLE:
+        value = sourced(value).value
+        if value is UNPARSABLE:
             raise ValueError(f"{info.field_name} cannot be parsed")
-        return value.value
+        # pydantic takes bytes for strings, but not everything reads the option through pydantic, such as `env_file_of`.
+        name = str(info.field_name)
+        if has_bytes(value) and not option_metadata(cls.model_fields[name]).code_only:
+            raise ValueError(f"{name} has bytes")
+        return value
 
     @classmethod
     def settings_customise_sources(

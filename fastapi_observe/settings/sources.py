@@ -28,8 +28,10 @@ PREFIX: Final = "OBSERVE_"
 OTEL_PREFIX: Final = "OTEL_"
 RESOURCE_ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
 MAX_SHOWN_LENGTH: Final = 100
-MAX_ENV_FILE_BYTES: Final = 1 << 20
 """Maximum length of an invalid value in an error message, in characters."""
+MAX_ENV_FILE_BYTES: Final = 1 << 20
+MAX_BYTES_DEPTH: Final = 2
+"""Collections within each other in which bytes are looked for: `exclude_from` has lists in a mapping."""
 MASK: Final = "**********"
 SECRET: Final = frozenset({"otlp_headers", "otlp_endpoint", "metrics_token", "console_token"})
 """Options whose value may contain a password."""
@@ -91,6 +93,16 @@ class SourcedValue:
 def sourced(value: Any) -> SourcedValue:
     """Return a value as `SourcedValue`. A plain value is an argument."""
     return value if isinstance(value, SourcedValue) else SourcedValue("argument", value)
+
+
+def has_bytes(value: Any, depth: int = MAX_BYTES_DEPTH) -> bool:
+    """Return whether a value is bytes, or a collection of the standard library that has some."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return True
+    if depth == 0 or not isinstance(value, dict | list | tuple | set | frozenset):
+        return False
+    members = (*value, *value.values()) if isinstance(value, dict) else value
+    return any(has_bytes(each, depth - 1) for each in members)
 
 
 class OptionMetadata(NamedTuple):
@@ -366,6 +378,8 @@ def describe_value(name: str, field: FieldInfo, given: SourcedValue, items: Sequ
     invalid = _mask_pairs(str(text)) if from_pairs else _shorten(name, text)
     if items and name not in SECRET:
         invalid += f" (invalid: {', '.join([*dict.fromkeys(_shorten(name, item) for item in items)][:3])})"
+    if name in SECRET and has_bytes(given.value):  # which the masked value does not show
+        invalid += " (bytes)"
     if from_pairs and given.value is UNPARSABLE:
         return invalid, "name=value,name2=value2 (percent-encoded)"
     return invalid, _ACCEPTED.get((name, given.source)) or describe_accepted(field)

@@ -20,7 +20,7 @@ from variables import remove_variables
 from fastapi_observe import install
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
-from fastapi_observe.settings.sources import option_metadata
+from fastapi_observe.settings.sources import SECRET, option_metadata
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -149,6 +149,27 @@ def test_no_option_accepts_any_object(name: str) -> None:
     for value in values:
         with pytest.raises(SettingsError, match=f"\n  {name}: invalid value "):
             ObserveSettings(**{name: value})
+
+
+@pytest.mark.parametrize("name", [name for name in ObserveSettings.model_fields if name not in OBJECT_OPTIONS])
+def test_bytes_are_refused(name: str) -> None:
+    """For strings, in lists and in mappings. A token or a header is named as bytes, and masked."""
+    values: tuple[Any, ...] = (
+        b"/tmp/hush12345",
+        bytearray(b"/hush12345"),
+        [b"/hush12345"],
+        {"logs": [b"/hush12345"]},
+        {"a": b"hush12345"},
+    )
+    for value in values:
+        with pytest.raises(SettingsError) as caught:
+            ObserveSettings(**{name: value})
+        (line,) = caught.value.problems
+        assert line.startswith(f"{name}: invalid value ")
+        assert " (argument); expected " in line
+        if name in SECRET:
+            assert " (bytes) " in line
+            assert "hush" not in line
 
 
 def test_an_engine_without_sqlalchemy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
