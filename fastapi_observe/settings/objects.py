@@ -19,7 +19,10 @@ _WITHOUT_RESULT: Final = (iscoroutinefunction, isgeneratorfunction, isasyncgenfu
 
 def _has_methods(value: Any, names: tuple[str, ...]) -> bool:
     """Return whether a value has these methods. A class has none: they need an instance."""
-    return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in names)
+    try:
+        return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in names)
+    except Exception:  # noqa: BLE001 - an object may raise anything for an attribute that it does not have
+        return False
 
 
 def is_function(value: Any) -> bool:
@@ -27,8 +30,11 @@ def is_function(value: Any) -> bool:
 
     Their results count as true, whatever the function decides. So does that of a class, which is an object.
     """
-    call = getattr(value, "__call__", None)  # noqa: B004 - an object may have such a method
-    has_no_result = any(check(each) for check in _WITHOUT_RESULT for each in (value, call))
+    try:
+        call = getattr(value, "__call__", None)  # noqa: B004 - an object may have such a method
+        has_no_result = any(check(each) for check in _WITHOUT_RESULT for each in (value, call))
+    except Exception:  # noqa: BLE001 - see _has_methods
+        return False
     return callable(value) and not isinstance(value, type) and not has_no_result
 
 

@@ -46,6 +46,14 @@ class AsyncCallable:
         raise NotImplementedError
 
 
+class Raising:
+    """An object that raises something else than `AttributeError` for an attribute that it does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise."""
+        raise RuntimeError(name)
+
+
 async def coroutine_function(*arguments: Any) -> bool:
     """Return a coroutine, which counts as true."""
     raise NotImplementedError
@@ -75,6 +83,8 @@ WRONG: Final[tuple[Any, ...]] = (
     [object()],
     CallableObject,
     [CallableObject],
+    Raising(),
+    [Raising()],
     AsyncCallable(),
     [AsyncCallable()],
     coroutine_function,
