@@ -334,6 +334,15 @@ def check_combinations(values: Any) -> None:
             problems.append("metrics_dependency and metrics_token are mutually exclusive; set only one")
     if values.console is True and values.console_token is None and not values.development:
         problems.append("console=True outside development needs console_token; set it, or leave out console")
+    if values.metrics and values.metrics_port is None and values.serves_console:
+        inner = values.metrics_path.removeprefix(values.console_path)
+        # The metrics answer at their path alone: another path below the console, or above it, hides nothing.
+        if inner != values.metrics_path and (inner in {"", "/"} or inner.startswith(("/api/", "/assets/"))):
+            metrics, console = _shorten("", values.metrics_path), _shorten("", values.console_path)
+            problems.append(
+                f"metrics_path {metrics} is an address of the development console (console_path {console}); set one of "
+                "them to another path"
+            )
     if values.contrib_options and values.server_span != "contrib":
         problems.append('contrib_options need server_span="contrib"; set it, or remove contrib_options')
     problems += [

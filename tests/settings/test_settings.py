@@ -474,6 +474,24 @@ def test_options_that_exclude_each_other() -> None:
     ObserveSettings(metrics_port=0, metrics_token="a" * 20)
 
 
+def test_metrics_at_an_address_of_the_console() -> None:
+    """The console could not be reached where the metrics answer. Elsewhere below or above it they hide nothing."""
+    refused = (("/metrics", "/metrics"), ("/a", "/a/"), ("/a", "/a/api/live"), ("/a", "/a/assets/x.js"))
+    for console, metrics in refused:
+        paths = {"console_path": console, "metrics_path": metrics}
+        (line,) = problems(environment="development", **paths)
+        assert line == (
+            f"metrics_path '{metrics}' is an address of the development console (console_path '{console}'); set one of "
+            "them to another path"
+        )
+        unused: dict[str, Any]
+        for unused in ({"environment": "production"}, {"metrics": False}, {"metrics_port": 0}, {"console": False}):
+            ObserveSettings(**({"environment": "development"} | paths | unused))
+        assert problems(console=True, console_token="a" * 20, **paths) == (line,)
+    for console, metrics in (("/a", "/a/metrics"), ("/metrics/a", "/metrics"), ("/a", "/ab"), ("/a", "/b")):
+        ObserveSettings(environment="development", console_path=console, metrics_path=metrics)
+
+
 def test_a_token_is_visible_ascii() -> None:
     """A token that no header can carry is rejected, and not repeated."""
     for name, token in product(
