@@ -14,7 +14,7 @@ from fastapi_observe.cli.cardinality import add_cardinality
 from fastapi_observe.cli.cost import add_cost
 from fastapi_observe.cli.demo import add_demo
 from fastapi_observe.cli.doctor import add_doctor
-from fastapi_observe.cli.output import EXIT_ERROR
+from fastapi_observe.cli.output import EXIT_ERROR, InputError
 from fastapi_observe.cli.settings import add_settings
 from fastapi_observe.cli.show import add_show
 from fastapi_observe.cli.slo import add_slo
@@ -57,10 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Run the command. Output that cannot be written, such as to a full disk, ends it with a message."""
+    """Run the command. Output that cannot be written, such as to a full disk, ends it with a message.
+
+    So does standard input that cannot be read.
+    """
+    if sys.stdout is None:
+        if sys.stderr is not None:
+            sys.stderr.write("cannot write the output: standard output is closed\n")
+        return EXIT_ERROR
     try:
         status = int(args.run(args))
         sys.stdout.flush()
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_ERROR
     except OSError as error:
         if error.errno not in OUTPUT_ERRORS:
             raise

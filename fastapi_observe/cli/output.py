@@ -1,4 +1,4 @@
-"""Arguments and output of all commands: `--json`, numbers, lists of names, exit statuses, tables, printable text."""
+"""Arguments and output of all commands: `--json`, numbers, lists of names, exit statuses, tables, text, errors."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ EXIT_PROBLEM: Final = 1
 
 EXIT_ERROR: Final = 2
 """Exit status if the command could not run, as argparse uses it for invalid arguments."""
+
+
+class InputError(Exception):
+    """Raised if standard input cannot be read. `main` prints the message."""
 
 
 def add_json_argument(parser: argparse._ActionsContainer) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_observe.cli.output import printable
+from fastapi_observe.cli.output import InputError, printable
 from fastapi_observe.metrics.budget import WITHIN_LABEL_SET
 from fastapi_observe.slo.http_get import GetError, get, iter_body
 from fastapi_observe.workers.files import OVERFLOW
@@ -104,6 +104,10 @@ class Scrape:
                 self.metrics.setdefault(overflown, ScrapedMetric(overflown)).has_overflow = True
 
 
+_NO_INPUT: Final = "cannot read the token from standard input"
+_INPUT_STEP: Final = "redirect it from a file that has the token as its first line, or pass the token to --token"
+
+
 def add_token_arguments(parser: argparse.ArgumentParser, text: str) -> None:
     """Add `--token` and `--allow-http-token`."""
     parser.add_argument("--token", help=f"{text}; - reads it from standard input")
@@ -113,9 +117,18 @@ def add_token_arguments(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def read_token(args: argparse.Namespace) -> str | None:
-    """Return the token of the arguments, or of the first line of standard input."""
+    """Return the token of the arguments, or of the first line of standard input. Raises `InputError`."""
     token: str | None = args.token
-    return sys.stdin.readline().strip() if token == "-" else token  # noqa: S105 - not a token
+    if token != "-":  # noqa: S105 - not a token
+        return token
+    if sys.stdin is None:
+        raise InputError(f"{_NO_INPUT}: it is closed; {_INPUT_STEP}")
+    try:
+        return sys.stdin.readline().strip()
+    except UnicodeDecodeError:
+        raise InputError(f"{_NO_INPUT}: it is not text; {_INPUT_STEP}") from None
+    except OSError as error:
+        raise InputError(f"{_NO_INPUT}: {error.strerror or error}; {_INPUT_STEP}") from None
 
 
 def display_url(url: str) -> str:

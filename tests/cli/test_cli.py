@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from fastapi_observe.settings.subjects import options_by_subject
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import TextIO
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +74,40 @@ def test_output_that_cannot_be_written(
         monkeypatch.setattr(sys, "stdout", output)
         assert main(["settings"]) == 2
     assert capsys.readouterr().err == message
+
+
+def test_standard_output_is_closed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has no `sys.stdout` then."""
+    for command in ("settings", "doctor"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", None)
+            assert main([command]) == 2
+        assert capsys.readouterr().err == "cannot write the output: standard output is closed\n"
+
+
+@pytest.mark.parametrize(
+    ("make_input", "reason"),
+    [
+        (lambda _: None, "it is closed"),
+        (lambda path: path.open("a", encoding="utf-8"), "not readable"),
+        (lambda path: path.open(encoding="utf-8"), "it is not text"),
+    ],
+)
+def test_standard_input_that_cannot_be_read(
+    make_input: Callable[[Path], TextIO | None],
+    reason: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`--token -` says why in one line, with the next step."""
+    (tmp_path / "token").write_bytes(b"\xff")
+    for command in (["cardinality"], ["doctor", "--url"]):
+        with make_input(tmp_path / "token") or contextlib.nullcontext() as opened:
+            monkeypatch.setattr(sys, "stdin", opened)
+            assert main([*command, "http://127.0.0.1:1", "--token", "-"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"cannot read the token from standard input: {reason}; redirect it from a file ")
 
 
 def test_every_option_has_a_subject() -> None:
