@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.settings.environment import invalid_variables
 from fastapi_observe.settings.sources import MAX_SHOWN_LENGTH, OTEL_PREFIX, describe_value, split, variables
+from fastapi_observe.settings.validation import GRPC_EXTRA
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -70,6 +71,9 @@ def describe_ignored(
         if variable not in seen:  # a list such as OTEL_RESOURCE_ATTRIBUTES sets several options
             seen.add(variable)
             invalid, expected = describe_value(name, settings_cls.model_fields[name], value)
+            if name == "otlp_protocol" and value.value == "grpc":
+                yield f"Ignored {variable}={invalid}: it {GRPC_EXTRA}. Exporting over HTTP, usually on port 4318."
+                continue
             yield f"Ignored {variable}={invalid} (for {name}): expected {expected}."
 
 

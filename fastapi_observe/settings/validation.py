@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pydantic_settings import BaseSettings
+
+GRPC_EXTRA: Final = "needs an extra; run pip install 'fastapi-observe[grpc]'"
 
 S = TypeVar("S", bound="BaseSettings")
 
@@ -42,24 +44,41 @@ def validate(
     ignored: dict[tuple[str, str], SourcedValue] = {}
     while True:
         try:
-            return Validated(handler(values), values, ignored)
+            settings = handler(values)
+            if not _lacks_grpc(settings):
+                return Validated(settings, values, ignored)
+            name = "otlp_protocol"
+            if not sourced(values[name]).is_from_otel:
+                raise SettingsError([f"{name}='grpc' {GRPC_EXTRA}, or use 'http/protobuf'"])
         except ValidationError as error:
             invalid = _invalid_options(error, values)
             if not invalid:
                 # model_validate: __init__ has raised SettingsError already, or the value is not a mapping.
                 raise
             # One variable at a time: without a valid protocol, a valid endpoint may look invalid.
-            name = next((name for name in invalid if sourced(values[name]).is_from_otel), None)
-            if name is None:
+            from_otel = next((name for name in invalid if sourced(values[name]).is_from_otel), None)
+            if from_otel is None:
                 raise SettingsError(
                     [describe_error(settings_cls, name, values[name], items) for name, items in invalid.items()]
                 ) from None
-            values = dict(values)
-            given = values.pop(name)
-            ignored[name, given.source] = given
-            other = read_option(name, settings_cls.model_fields[name], environment, ignored=ignored)
-            if other is not None:
-                values[name] = other
+            name = from_otel
+        values = dict(values)
+        given = values.pop(name)
+        ignored[name, given.source] = given
+        other = read_option(name, settings_cls.model_fields[name], environment, ignored=ignored)
+        if other is not None:
+            values[name] = other
+
+
+def _lacks_grpc(settings: Any) -> bool:
+    """Return whether the settings export over gRPC, which cannot be imported."""
+    if settings.otlp_protocol != "grpc" or settings.otlp_endpoint is None:
+        return False
+    try:
+        import grpc  # type: ignore[import-untyped]  # noqa: F401, PLC0415 - an extra
+    except ImportError:
+        return True
+    return False
 
 
 def _invalid_options(error: ValidationError, values: dict[str, Any]) -> dict[str, list[Any]]:

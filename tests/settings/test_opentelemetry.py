@@ -14,6 +14,7 @@ from variables import environment, remove_variables
 
 from fastapi_observe import install
 from fastapi_observe.settings.model import ObserveSettings
+from fastapi_observe.settings.sources import SettingsError
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +136,26 @@ def test_the_next_variable_is_used_instead() -> None:
     with environment("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=//", "OTEL_EXPORTER_OTLP_ENDPOINT=http://c"):
         settings = ObserveSettings()
     assert settings.traces_url == "http://c/v1/traces"
+
+
+def test_grpc_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without grpcio, an `OTEL_*` variable that asks for gRPC is ignored; an option that does is an error."""
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    protocols = ("OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc")
+    with environment(*protocols, "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317"):
+        settings = ObserveSettings()
+        assert ObserveSettings.load(settings, service_name="x").otlp_protocol == "http/protobuf"
+        assert ObserveSettings(otlp_endpoint=None).warnings() == ()
+    assert settings.traces_url == "http://127.0.0.1:4317/v1/traces"
+    assert [message.partition(". ")[0] for message in settings.warnings()] == [
+        f"Ignored {name}='grpc': it needs an extra; run pip install 'fastapi-observe[grpc]'"
+        for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    ]
+    assert ObserveSettings(otlp_protocol="grpc").otlp_protocol == "grpc"  # nothing is exported
+    with pytest.raises(SettingsError, match=r"fastapi-observe\[grpc\]"):
+        ObserveSettings(otlp_endpoint="http://127.0.0.1:4317", otlp_protocol="grpc")
+    with environment("OBSERVE_OTLP_PROTOCOL=grpc"), pytest.raises(SettingsError, match=r"fastapi-observe\[grpc\]"):
+        ObserveSettings(otlp_endpoint="http://127.0.0.1:4317")
 
 
 def test_an_invalid_option_is_still_an_error() -> None:
