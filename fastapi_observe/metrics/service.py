@@ -28,6 +28,7 @@ from fastapi_observe.records.exceptions import status_label
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
 from fastapi_observe.records.request import known_method
 from fastapi_observe.records.signal import no_op
+from fastapi_observe.settings.objectives import find_thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -121,9 +122,7 @@ class MetricsService:
             self._registries, self._factory, internal_errors, self._reset_cells, self.scrapes.after_fork
         )
         try:
-            self._create_http(
-                settings.duration_buckets, [slo.threshold for slo in settings.slos if slo.kind == "latency"]
-            )
+            self._create_http(settings.duration_buckets, find_thresholds(settings.slos))
             self._create_websocket()
             self.operations = OperationMetrics(self._factory, self._lock, internal_errors)
             self.register_collector(InternalCollector(self._limiter, internal_errors))

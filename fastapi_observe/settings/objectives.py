@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping  # noqa: TC003 - a dataclass field
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 C = TypeVar("C")
 
@@ -122,6 +123,16 @@ class Latency:
 
 
 Objective = Availability | Latency
+
+
+def find_thresholds(objectives: Iterable[Objective]) -> list[float]:
+    """Return the valid thresholds of the latency objectives. `slo check` imports apps that have invalid ones too."""
+    thresholds = []
+    for objective in objectives:
+        if isinstance(objective, Latency):
+            with suppress(ValueError, TypeError):
+                thresholds.append(objective.threshold)
+    return thresholds
 
 
 @dataclass(frozen=True, slots=True)

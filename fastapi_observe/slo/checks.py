@@ -21,7 +21,7 @@ from fastapi_observe.slo.burn_rates import EVALUATION_INTERVAL, WINDOWS, BurnWin
 if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
 
-    Windows = tuple[tuple[BurnWindow, Decimal], ...]
+Windows = tuple[tuple[BurnWindow, Decimal], ...]
 
 MAX_OBJECTIVE: Final = Decimal("99.999")
 MAX_SCRAPE_INTERVAL: Final = Decimal(15)

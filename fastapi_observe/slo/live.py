@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.settings.sources import SettingsError
 from fastapi_observe.slo.decorator import has_declared_objectives
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.metrics.error_budgets import ErrorBudgets
     from fastapi_observe.metrics.objectives import ObjectiveSpec
@@ -20,6 +24,19 @@ if TYPE_CHECKING:
 
 STATUS_CLASS_CODES: Final = {"5xx": ("500", "503"), "4xx": ("400", "404", "422")}
 """Status codes of a class whose series start at 0; a series for each of the hundred codes would be too many."""
+
+
+_reported_later: Final[ContextVar[bool]] = ContextVar("_reported_later", default=False)
+
+
+@contextmanager
+def invalid_objectives_reported_later() -> Iterator[None]:
+    """Let `install` accept invalid objectives in a block, for a command that reports them with those about routes."""
+    token = _reported_later.set(True)
+    try:
+        yield
+    finally:
+        _reported_later.reset(token)
 
 
 class LiveObjectives:
@@ -39,7 +56,7 @@ class LiveObjectives:
         self._settings = settings
         self._internal_errors = internal_errors
         self._resolved = not settings.metrics
-        if settings.slos or settings.slo_options is not None:
+        if (settings.slos or settings.slo_options is not None) and not _reported_later.get():
             _check_settings(settings)
 
     def start(self, metrics: MetricsService) -> None:

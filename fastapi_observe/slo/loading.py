@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from fastapi_observe.settings.sources import SettingsError
+from fastapi_observe.slo.live import invalid_objectives_reported_later
 from fastapi_observe.slo.plan import SLOPlan, make_plan
 
 if TYPE_CHECKING:
@@ -31,10 +32,11 @@ class LoadError(Exception):
 def load_plan(target: str) -> tuple[Any, ObserveSettings, SLOPlan]:
     """Import `module:attribute` (dotted attributes and app factories are allowed).
 
-    The current directory comes first on the path. Raises `LoadError` if module, attribute or `install` is missing, or
-    the import or the factory fails.
+    The current directory comes first on the path. Invalid objectives are problems of the plan. Raises
+    `LoadError` if module, attribute or `install` is missing, or the import or the factory fails.
     """
-    app = get_observability_of(load_app(target), target).app
+    with invalid_objectives_reported_later():
+        app = get_observability_of(load_app(target), target).app
     return (app, *get_plan(app, target))
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.burn_rates import BurnWindow
+    from fastapi_observe.slo.checks import Windows
 
 FORMAT: Final = 3
 """Part of the hash; increased when the same plan gives other rules."""
@@ -97,8 +98,10 @@ def make_plan(app: Any, settings: ObserveSettings) -> SLOPlan:
         report_general("SLO02", "metrics=False: objectives count nothing; set metrics=True")
     for objective, decorated in declared:
         report = ProblemCollector(problems, str(objective.name))
-        percent, windows = check_all(objective, names, settings, period, report)
-        names.add(objective.name)
+        checked = _check(objective, names, settings, period, report)
+        if checked is None:
+            continue
+        percent, windows = checked
         counts_all = decorated is None and not objective.routes
         selected = (
             measured_routes(routes, excluded, settings)
@@ -139,6 +142,19 @@ def _from_decorators(routes: list[Endpoint]) -> Iterator[DeclaredObjective]:
         yield DeclaredObjective(objective, endpoints)
 
 
+def _check(
+    objective: Objective, names: set[str], settings: ObserveSettings, period: Decimal, report: ProblemCollector
+) -> tuple[Decimal | None, Windows] | None:
+    """Check an objective as `check_all` does, and add its name to `names`; None if a value has the wrong type."""
+    try:
+        checked = check_all(objective, names, settings, period, report)
+        names.add(objective.name)
+    except TypeError as exc:
+        report("SLO09", f"{objective!r:.120} has a value of the wrong type: {exc}")
+        return None
+    return checked
+
+
 def _hash(plan: SLOPlan) -> str:
     options = plan.options
     content = [
@@ -162,10 +178,5 @@ def check_objective_settings(settings: ObserveSettings) -> tuple[Problem, ...]:
     period, _ = check_options(settings.slo_options or SLOOptions(), ProblemCollector(problems, "all"))
     names: set[str] = set()
     for objective in settings.slos:
-        report = ProblemCollector(problems, str(objective.name))
-        try:
-            check_all(objective, names, settings, period, report)
-            names.add(objective.name)
-        except TypeError as exc:
-            report("SLO09", f"{objective!r:.120} has a value of the wrong type: {exc}")
+        _check(objective, names, settings, period, ProblemCollector(problems, str(objective.name)))
     return tuple(problem for problem in problems if problem.level == "error")

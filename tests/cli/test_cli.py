@@ -297,6 +297,22 @@ def test_invalid_arguments_name_what_is_valid(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("command", "status"), [("check", 1), ("report", 1), ("bundle", 2)])
+def test_all_invalid_objectives_are_reported_at_once(tmp_path: Path, command: str, status: int) -> None:
+    """Those that `install` refuses are reported with those that depend on the routes, also those of a wrong type."""
+    (tmp_path / "wrong_objectives.py").write_text(
+        "from fastapi import FastAPI\nfrom fastapi_observe import install, Availability, Latency\napp = FastAPI()\n"
+        "install(app, slos=[Availability('a', 100), Availability('b', 99, routes=['/nothing']),\n"
+        "    Latency('c', 95, within='soon'), Availability(['d'], 99), Availability('E F', 99)])\n",
+        "utf-8",
+    )
+    script = "import sys\nfrom fastapi_observe.cli.main import main\nsys.exit(main())"
+    done = interpreter.run(script, "slo", command, "wrong_objectives:app", directory=tmp_path)
+    assert done.returncode == status
+    problems = [line.split(":")[1].strip() for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert problems == ["SLO05 a", "SLO01 b", "SLO04 c", "SLO09 ['d']", "SLO09 E F"]
+
+
 @pytest.mark.parametrize(("command", "header"), [("report", "objective  alert"), ("check", "objective  target")])
 def test_an_app_without_objectives_has_nothing_to_report(tmp_path: Path, command: str, header: str) -> None:
     """The command says so on standard error, and what the app prints at its import is there too."""
