@@ -89,7 +89,7 @@ def test_install_reports_every_invalid_objective() -> None:
 @pytest.mark.parametrize("given", [{"slos": ["checkout"]}, {"slo_options": {"period": "30d"}}])
 def test_values_that_are_not_objectives(given: dict[str, Any]) -> None:
     """An object of another class is an invalid setting."""
-    with pytest.raises(SettingsError, match=f"{next(iter(given))}: got .* accepts .*`; pass another|in code only"):
+    with pytest.raises(SettingsError, match=f"{next(iter(given))}: invalid value .*; expected "):
         ObserveSettings(**given)
 
 
