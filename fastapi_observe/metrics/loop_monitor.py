@@ -7,13 +7,16 @@ import logging
 import sys
 import threading
 from contextlib import suppress
+from contextvars import ContextVar
 from time import process_time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.internal.clock import monotonic
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.records.frames import DEFAULT_OWN_CODE, find_record
 from fastapi_observe.records.guard import report_error
+from fastapi_observe.records.request import CONTEXT_KEY, RecordRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,6 +205,7 @@ class LoopMonitor:
                     )
                     continue
                 frame: Any = None
+                task: object = None
                 try:
                     task = self._current_task()
                     if running.acquire(timeout=SECOND_LOOK):
@@ -211,8 +215,21 @@ class LoopMonitor:
                         continue
                     frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - documented for this use
                     location = self._own_code.innermost_location(frame, self._loop_caller)
-                    self._found = due, self._make_report(location, find_record(frame))
+                    self._found = due, self._make_report(location, find_record(frame) or _record_of(task))
                 except Exception as exc:  # noqa: BLE001 - the stack changes while it is read
                     report_error("saturation", exc)
                 finally:
-                    del frame
+                    del frame, task
+
+
+def _record_of(task: object) -> RequestRecord | None:
+    """Return the record of the request that a task was started in, if that is still served.
+
+    None before Python 3.12, where the context of a task cannot be read.
+    """
+    get_context = getattr(task, "get_context", None)
+    if get_context is None or not isinstance(OTEL_CONTEXT, ContextVar):
+        return None
+    reference = get_context().get(OTEL_CONTEXT, {}).get(CONTEXT_KEY)
+    record = reference.record if isinstance(reference, RecordRef) else None
+    return None if record is None or record.job else record

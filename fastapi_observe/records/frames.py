@@ -26,6 +26,9 @@ MAX_CHAIN: Final = 5
 MAX_SEARCHED_FRAMES: Final = 200
 """Frames between an operation and the user's code that are looked through."""
 
+MAX_BLOCKING_FRAMES: Final = 5000
+"""Frames of a blocked event loop that are looked through, once for each stall: 1,000 take about half a millisecond."""
+
 _LIBRARIES: Final = (
     *(
         str(Path(sysconfig.get_path(name)).resolve()) + os.sep
@@ -125,7 +128,7 @@ class OwnCode:
         waits for events. `loop_caller` is the id of the frame that runs a loop without frames of its own.
         """
         innermost, called = frame, None
-        for _ in range(MAX_SEARCHED_FRAMES):
+        for _ in range(MAX_BLOCKING_FRAMES):
             # What is outside the event loop has called it, and does not block it.
             if frame is None or id(frame) == loop_caller or _is_loop(frame):
                 break
@@ -198,7 +201,7 @@ def _location(frame: FrameType) -> Location:
 
 def find_record(frame: FrameType | None) -> RequestRecord | None:
     """Return the record of the request that a stack serves: a local variable of our middleware on it."""
-    for _ in range(MAX_SEARCHED_FRAMES):
+    for _ in range(MAX_BLOCKING_FRAMES):
         if frame is None:
             return None
         if frame.f_code.co_filename == _MIDDLEWARE:

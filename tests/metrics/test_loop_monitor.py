@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import sys
 import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -216,6 +218,66 @@ def test_a_blocking_path_operation_is_named(observed: Callable[..., Seen]) -> No
     (warning,) = [message for message in warnings if "/blocks/{item}" in message]
     assert "test_loop_monitor.py:" in warning
     assert "in block (GET /blocks/{item}); requests in progress: 1" in warning
+
+
+def blocked_by(seen: Seen, app: FastAPI, url: str) -> tuple[set[str], list[str]]:
+    """Send a request. Return the endpoints of the time in which the loop was blocked, and the places in warnings."""
+    with TestClient(app) as client:
+        client.get(url)
+        time.sleep(0.5)  # a task may block after its request
+        endpoints = {dict(key)["endpoint"] for key in seen.samples("event_loop_blocked_seconds_total")}
+    messages = [line["message"] for line in seen.lines if "loop was blocked" in line["message"]]
+    return endpoints, [message.partition(" in ")[2].partition(";")[0] for message in messages if "/test_" in message]
+
+
+def test_a_deep_recursion_is_led_back_to_its_request(observed: Callable[..., Seen]) -> None:
+    """One of a library, which has more frames than are looked through for the caller of an operation."""
+    app = FastAPI()
+    library: dict[str, Any] = {"sleep": time.sleep}
+    code = "def recurse(depth): return recurse(depth - 1) if depth else sleep(0.2)"
+    exec(compile(code, json.__file__, "exec"), library)  # noqa: S102 - a function of the standard library, by its file
+
+    @app.get("/recurses/{depth}")
+    async def recurses(depth: int) -> None:
+        library["recurse"](depth)
+
+    seen = observed(app, blocked_loop_threshold=0.05)
+    endpoints, places = blocked_by(seen, app, "/recurses/400")
+    assert "/recurses/{depth}" in endpoints
+    assert any(place.endswith("recurses (GET /recurses/{depth})") for place in places)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the context of a task cannot be read")
+def test_a_task_is_led_back_to_the_request_that_waits_for_it(observed: Callable[..., Seen]) -> None:
+    """Also one of several. One that outlives its request is outside of it, and so is a detached one."""
+    app = FastAPI()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def blocks(delay: float = 0) -> None:
+        await asyncio.sleep(delay)
+        block(0.2)
+
+    @app.get("/waits")
+    async def waits() -> None:
+        await asyncio.gather(asyncio.sleep(0), asyncio.create_task(blocks()))
+
+    @app.get("/leaves")
+    async def leaves() -> None:
+        tasks.append(asyncio.create_task(blocks(0.05)))
+
+    @app.get("/detaches")
+    async def detaches() -> None:
+        with seen.observe.detached():
+            await asyncio.create_task(blocks())
+
+    for path, endpoint in (("/leaves", "outside_requests"), ("/detaches", "outside_requests"), ("/waits", "/waits")):
+        seen = observed(app, blocked_loop_threshold=0.05)
+        endpoints, places = blocked_by(seen, app, path)
+        seen.observe.close()
+        assert endpoint in endpoints
+        shown = "outside of a request" if endpoint == "outside_requests" else f"GET {endpoint}"
+        assert any(place.endswith(f"block ({shown})") for place in places)
+        assert path == endpoint or path not in endpoints
 
 
 def test_it_can_be_switched_off(observed: Callable[..., Seen]) -> None:
