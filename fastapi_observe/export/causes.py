@@ -45,8 +45,8 @@ WEB_PAGE: Final = "Check host, port and path of otlp_endpoint: an OTLP receiver,
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def status_cause(status: int, signal: str, port: int, *, encrypted: bool) -> str:
-    """Explain a response with this HTTP status."""
+def status_cause(status: int, signal: str, port: int, path: str, *, encrypted: bool) -> str:
+    """Explain a response with this HTTP status to a request for `path`."""
     if 300 <= status < 400:  # noqa: PLR2004 - the statuses of redirection
         return "Redirects are not followed, set otlp_endpoint to the final URL"
     if status == 400 and port == GRPC_PORT:  # noqa: PLR2004 - what some gRPC servers answer to HTTP/1
@@ -54,8 +54,9 @@ def status_cause(status: int, signal: str, port: int, *, encrypted: bool) -> str
     if status == 400 and not encrypted:  # noqa: PLR2004 - what some servers answer to plain HTTP on a TLS port
         return f"Its log has the reason. {MAY_SPEAK_TLS}"
     if status in {404, 405}:
-        unless = " unless it is set by OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" if signal == "traces" else ""
-        return f"Check host, port and path of otlp_endpoint; /v1/{signal} is appended to it{unless}"
+        if not path.partition("?")[0].endswith(f"/v1/{signal}"):  # the only variable with a whole URL
+            return f"Append /v1/{signal} to OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT, which is used as it is"
+        return f"Check host, port and path of otlp_endpoint; /v1/{signal} is appended to it"
     return _STATUS_CAUSES.get(status, "Its log has the reason")
 
 

@@ -242,7 +242,7 @@ class HttpTransport:
 
     def _rejected(self, response: http.client.HTTPResponse) -> ExportResult:
         status = response.status
-        cause = status_cause(status, self._signal, self._port, encrypted=self.encrypted)
+        cause = status_cause(status, self._signal, self._port, self._path, encrypted=self.encrypted)
         message = f"the Collector responded {status}. {cause}"
         if status in RETRYABLE_STATUSES:
             reason = "http_429" if status == 429 else "http_5xx"  # noqa: PLR2004 - Too Many Requests

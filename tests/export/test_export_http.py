@@ -306,7 +306,7 @@ def test_failures_name_their_cause() -> None:
     """And the setting to change, by its name."""
     for mode, text in CAUSES.items():
         with Collector(mode) as collector:
-            result = send(collector.url, seconds=0.2 if mode == "hang" else 10.0)
+            result = send(f"{collector.url}/v1/traces", seconds=0.2 if mode == "hang" else 10.0)
             assert text in result.message, mode
 
 
@@ -320,12 +320,22 @@ def test_failures_to_connect_name_their_cause() -> None:
     assert "Check the files in OTEL_EXPORTER_OTLP_CERTIFICATE" in connection_cause(ssl.SSLError("other"), "collector")
 
 
+def test_a_url_that_is_used_as_it_is_may_lack_its_path() -> None:
+    """Only the endpoint of the traces variable is used without `/v1/traces`: after 404 the message names it."""
+    for path, text in (
+        ("/", "Append /v1/traces to OTEL_EXPORTER"),
+        ("/x/v1/traces?a=b", "Check host, port and path of"),
+    ):
+        assert status_cause(404, "traces", 4318, path, encrypted=False).startswith(text)
+    assert status_cause(404, "logs", 4318, "/v1/logs", encrypted=False).endswith("/v1/logs is appended to it")
+
+
 def test_port_4317_usually_speaks_grpc() -> None:
     """Failures on it that are not explained by the response say so."""
     causes = [
         response_cause(ConnectionResetError(), b"", GRPC_PORT, encrypted=False),
         timeout_cause(b"", GRPC_PORT),
-        status_cause(400, "traces", GRPC_PORT, encrypted=False),
+        status_cause(400, "traces", GRPC_PORT, "/v1/traces", encrypted=False),
     ]
     assert [cause.startswith("Port 4317 usually speaks gRPC. Use port 4318") for cause in causes] == [True] * 3
     assert "HTTP/2" in timeout_cause(b"\0\0\6\4\0\0\0\0\0", 4000)
