@@ -125,13 +125,18 @@ class Report:
         if self.at_limit:
             row = max(self.at_limit, key=lambda row: (row.has_overflow, row.new, row.label_sets))
             subject = f"Label {row.label} of {row.name}" if row.label else row.name
+            others = len(self.at_limit) - 1
+            more = (
+                f" {others} more {'metrics are' if others > 1 else 'metric is'} at or above a limit." if others else ""
+            )
             if row.is_unlimited:
                 return (
                     f"{subject} exceeds the limits, which do not apply to it. Create the metric with observe.metrics."
+                    f"{more}"
                 )
             return (
                 f"{subject} is at its limit; new values are recorded as {OVERFLOW}. "
-                "Use a label with few possible values, never one chosen by clients."
+                f"Use a label with few possible values, never one chosen by clients.{more}"
             )
         if self.process_at_limit:
             return "All metrics together are at their limit. Remove labels of the largest, or raise max_series_per_process."  # noqa: E501
@@ -179,7 +184,7 @@ class Report:
         table = [["series", "label sets", *new, "of limit", "metric", "values of each label, the growing one first"]]
         for row in self.rows[:top]:
             grown = [f"+{row.new:,}"] if self.is_comparison else []
-            share = "full" if row.at_limit else f"{row.share:.0%}"
+            share = "full" if row.has_overflow else "no limit" if row.is_unlimited else f"{row.share:.0%}"
             table.append([f"{row.series:,}", f"{row.label_sets:,}", *grown, share, row.name, _describe_labels(row)])
         lines.extend(align(table, numbers=4 if self.is_comparison else 3))
         if len(self.rows) > top:

@@ -208,6 +208,10 @@ def test_a_metric_without_limits() -> None:
     full = 'logins_total{shop="north"} 1\nlogins_total{shop="__overflow__"} 9\n'
     report = report_of(prometheus_client.generate_latest(registry).decode() + full)
     assert report.next_step().startswith("Label shop of logins_total is at its limit")  # it loses values
+    assert report.next_step().endswith(" 1 more metric is at or above a limit.")
+    table = report.as_text("http://there", 5)
+    assert "no limit  free_total" in table  # no value of it was dropped
+    assert "full  logins_total" in table
     assert not report.limits.reported
     assert "(defaults; the server does not report its limits)" in report.as_text("http://there", 5)
 
@@ -390,4 +394,4 @@ def test_the_command_as_a_process() -> None:
         command = [sys.executable, "-m", "fastapi_observe", "cardinality", url]
         done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)  # noqa: S603 - ours
     assert (done.returncode, done.stderr) == (1, "")
-    assert "full  g" in done.stdout
+    assert "no limit  g" in done.stdout
