@@ -487,7 +487,8 @@ class ObserveSettings(SourcedSettings):
     )
     exclude_urls: Regexes = option(
         (),
-        "Regular expressions. A request whose URL (without query) contains a match is reported by no signal.",
+        "Regular expressions, searched in the whole URL without its query, such as http://127.0.0.1:8000/health. A "
+        "request with a match is reported by no signal.",
         otel=("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS"),
         accepts="regular expressions, separated by commas",
     )
