@@ -86,8 +86,8 @@ class Availability:
 
     name: str
     objective: float
-    routes: tuple[str, ...] | list[str] = ()
-    bad_statuses: tuple[str, ...] | list[str] = ("5xx",)
+    routes: str | tuple[str, ...] | list[str] = ()
+    bad_statuses: str | tuple[str, ...] | list[str] = ("5xx",)
     min_bad_events: int = 5
     sla: float | None = None
     expected_rpm: float | None = None
@@ -107,7 +107,7 @@ class Latency:
     name: str
     objective: float
     within: str
-    routes: tuple[str, ...] | list[str] = ()
+    routes: str | tuple[str, ...] | list[str] = ()
     min_bad_events: int = 5
     sla: float | None = None
     expected_rpm: float | None = None

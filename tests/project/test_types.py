@@ -14,9 +14,11 @@ from starlette.testclient import TestClient
 
 import fastapi_observe
 from fastapi_observe import (
+    Availability,
     DatabaseDep,
     ExternalDep,
     HttpClientDep,
+    Latency,
     LogDep,
     MetricsDep,
     Observability,
@@ -105,6 +107,12 @@ def test_options_are_typed() -> None:
         ObserveSettings.load(None, log_format="yaml")  # type: ignore[arg-type]
     options: dict[str, Any] = {"sample_ratio": 1}
     install(FastAPI(), exclude_paths=["/health"], log_level="WARNING", **options).close()
+
+
+def test_a_string_is_a_list_of_one_in_objectives() -> None:
+    """A single route or status needs no list."""
+    assert Availability("a", 99.9, routes="GET /x", bad_statuses="5xx") == Availability("a", 99.9, routes=["GET /x"])
+    assert Latency("b", 99, within="1s", routes="/x").routes == ("/x",)
 
 
 def test_what_is_called_on_it() -> None:

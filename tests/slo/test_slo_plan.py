@@ -112,7 +112,7 @@ def test_an_objective_without_routes_counts_all() -> None:
 )
 def test_routes_are_selected(routes: list[str] | str, expected: list[tuple[str, str]]) -> None:
     """A template, with a method or as a glob, selects routes; braces are not a pattern; duplicates count once."""
-    assert only(Availability("some", 99.9, routes=routes)).endpoints == tuple(expected)  # type: ignore[arg-type]
+    assert only(Availability("some", 99.9, routes=routes)).endpoints == tuple(expected)
 
 
 def test_tags_select_routes() -> None:

@@ -178,7 +178,7 @@ def _request_series(  # noqa: PLR0913 - an objective and the parts of its series
             series(f"{names.duration}_bucket", {"le": limit}, lambda phase: phase.rate * (1 - phase.failing) * share),
             series(f"{names.duration}_bucket", {"le": "+Inf"}, lambda phase: phase.rate * share),
         ]
-    bad, good = sample_statuses(slo.objective.bad_statuses)
+    bad, good = sample_statuses(tuple(slo.objective.bad_statuses))
     if not counted and labels["endpoint"] == UNMATCHED:  # only successes: failures of unmatched requests count
         return [series(names.requests, {"status_code": good[-1]}, lambda phase: phase.rate)]
     failed = [series(names.requests, {"status_code": each}, _part(share, bad, failing=True)) for each in bad]
