@@ -202,6 +202,8 @@ def _print_diff(diff: bundle.BundleDiff, directory: Path, count: int, *, check: 
 
 def show_verification(args: argparse.Namespace, _app: Any, settings: ObserveSettings, plan: SLOPlan) -> int:
     """Print the result of each check."""
+    if plan.errors and _print_problems(plan):
+        return EXIT_PROBLEM
     token = read_token(args)
     with standard_output_to_standard_error():  # lines about the requests to Prometheus
         findings = verify(plan, settings, args.prometheus, token=token, allow_http_token=args.allow_http_token)

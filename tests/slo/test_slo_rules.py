@@ -364,10 +364,12 @@ def test_invalid_objectives_fail_the_commands(target: Any, capsys: pytest.Captur
         assert "SLO01 other: '/item' matches no route" in printed
     assert main(["slo", "check", "no_such_module:app"]) == 2
     assert "there is no module 'no_such_module'" in capsys.readouterr().err
-    assert main(["slo", "check", target('Availability("api", 100), Availability("x", 99), Availability("x", 99)')]) == 2
-    printed = capsys.readouterr().err
-    assert "slos: SLO05 api: 100 leaves no error budget" in printed
-    assert "slos: SLO09 x: the name 'x' is used twice" in printed
+    refused = target('Availability("api", 100), Availability("x", 99), Availability("x", 99)')  # by `install`
+    for arguments in (["check"], ["verify", "--prometheus", "http://127.0.0.1:1"]):
+        assert main(["slo", *arguments, refused]) == 1
+        printed = capsys.readouterr().err
+        assert "error: SLO05 api: 100 leaves no error budget" in printed
+        assert "error: SLO09 x: the name 'x' is used twice" in printed
 
 
 # --- what the rules cost on a real Prometheus
