@@ -465,7 +465,7 @@ def test_errors_of_the_bundle_command(
     assert main(["slo", "bundle", wrong, "--only", "dashboard"]) == 2
     assert main(["slo", "check", wrong]) == 1
     problems = [line for line in capsys.readouterr().err.splitlines() if "SLO01" in line]
-    assert len(problems) == 3  # once for each command
+    assert len(problems) == 4  # once for each command
     assert {line.partition("SLO01")[0] for line in problems} == {"error: "}
     assert "did you mean" in problems[0]
     assert not (tmp_path / "observability").exists()
