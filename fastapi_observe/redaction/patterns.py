@@ -7,7 +7,11 @@ of each pattern is linear in the length of the string: its repeats are possessiv
 from __future__ import annotations
 
 import re
-from typing import Final
+from json import JSONDecoder
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REDACTED: Final = "REDACTED"
 """The replacement of a secret, as in OpenTelemetry's semantic conventions."""
@@ -162,34 +166,34 @@ Each entry has words of which one is in the string, the pattern, and its replace
 TRIGGER_CHARACTERS: Final = re.compile(r"[JA_\-:=?@ \"<%.,]")
 """A string without any of these characters contains nothing that the patterns match, except a card number."""
 
-URL_PART: Final = re.compile(r"://((?!\\*+['\"])[^\s'\"<>\\]*+(?>(?:\\++(?!['\"])[^\s'\"<>\\]*+)*))")
+URL_PART: Final = re.compile(r"://([^\s'\"<>]++)")
 """The part of a URL after its scheme, up to white space or a quote."""
 
-QUERY_OF_PATH: Final = re.compile(r"\?(?<=[\w/]\?)(?=[^\s'\"=&]{1,64}=)[^\s'\"\\]*+(?>(?:\\++(?!['\"])[^\s'\"\\]*+)*)")
+QUERY_OF_PATH: Final = re.compile(r"\?(?<=[\w/]\?)(?=[^\s'\"=&]{1,64}=)[^\s'\"]*+")
 """A query after a path: `?` and at least one `name=value`."""
 
 USERINFO: Final = re.compile(r"(?<![\w/.:+-])[\w.+-]{1,64}+:[^\s@:/'\"]{1,128}+@(?=[\w\[(.-])")
 """User and password of an address without a scheme: `app:hunter2@db:5432`."""
 
 KEY_BEFORE_VALUE: Final = re.compile(
-    r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,8}+(?:\[[0-9]{0,4}+\])?\s{0,8}+"
+    r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,4}+(?:\[[0-9]{0,4}+\])?\s{0,8}+"
     r"(?:=>|:=|={1,3}+|:{1,2}+|%3[Dd])\s{0,16}+"
 )
 """A word before `=` or `:`, optionally with a word before it and an index after it (`password[]=`), up to the value."""
 
 _NAME_KEY: Final = (
-    r"(?:name|key|header|field|parameter|param|attribute|variable|option|property|setting|label)\\{0,7}+['\"]?"
+    r"(?:name|key|header|field|parameter|param|attribute|variable|option|property|setting|label)\\?['\"]?"
 )
-_VALUE_KEY: Final = r"(?:\w{1,32}_)?(?:parameter|header)?(?:values?|val)\\{0,7}+['\"]?"
+_VALUE_KEY: Final = r"(?:\w{1,32}_)?(?:parameter|header)?(?:values?|val)\\?['\"]?"
 
 NAMES_BEFORE_VALUES: Final = (
     ("--", re.compile(r"(?<![\w-])--(?P<name>[\w.-]{1,64}+)(?:['\"]?,\s?|\s{1,4})(?=['\"]?[^\s'\"-])")),
-    (",", re.compile(r"[(\[]b?\\{0,7}+['\"](?P<name>[\w.-]{1,128}+)\\{0,7}+['\"],\s{0,4}+")),
+    (",", re.compile(r"[(\[]b?\\?['\"](?P<name>[\w.-]{1,128}+)\\?['\"],\s{0,4}+")),
     (
         "val",
         re.compile(
-            rf"{_NAME_KEY}\s?[:=]\s?\\{{0,7}}+['\"]?(?P<name>[\w.-]{{1,128}}+)\\{{0,7}}+['\"]?,?\s{{0,12}}+"
-            rf"\\{{0,7}}+['\"]?{_VALUE_KEY}\s?[:=]\s?",
+            rf"{_NAME_KEY}\s?[:=]\s?\\?['\"]?(?P<name>[\w.-]{{1,128}}+)\\?['\"]?,?\s{{0,12}}+"
+            rf"\\?['\"]?{_VALUE_KEY}\s?[:=]\s?",
             re.IGNORECASE,
         ),
     ),
@@ -204,32 +208,19 @@ XML_CONTENT: Final = re.compile(r"(?>(?:[^<\n]|\n(?! {1,8}File \"))*)")
 """The start tag of an XML element, and its content."""
 
 
-def _escaped_string(group: str, quote: str) -> str:
-    r"""Return the pattern of a string inside another one, whose quotes have backslashes: `\"a\"`, `\\\"a\\\"`.
-
-    With `n` backslashes before its first quote it ends at a quote with `n` of them, after any number of escaped
-    backslashes (`2n + 2` each). A quote with more is inside it; one with fewer ends a string around it.
-    After an escaped backslash, a quote before a word is inside it too: the string is in the `repr` of another.
-    """
-    opening = f"(?P={group})"
-    escaped = rf"(?>(?:{opening}{opening}\\\\)*)"
-    in_repr = rf"(?>(?:{opening}{opening}\\\\)+){opening}{quote}(?=\w)"
-    inside = rf"[^\\{quote}\n]|\\++(?!{quote})|{escaped}{opening}\\++{quote}|{in_repr}"
-    return rf"(?P<{group}>\\++){quote}(?>(?:{inside})*)(?:{escaped}{opening}{quote})?"
-
-
 def _quoted_value(group: str) -> str:
-    """Return the pattern of a quoted string, which may lack its second quote."""
+    r"""Return the pattern of a quoted string, which may lack its second quote.
+
+    The quotes of a string inside another one have backslashes (`\"a\"`). A quote with more of them is inside it.
+    """
     return rf"""
-    {_escaped_string(group + "d", '"')}
-    | {_escaped_string(group + "s", "'")}
-    | [bfru]{{0,2}}"(?>(?:[^"\\\n]|\\.|(?<=\\)"(?=\w))*)"?
-    | [bfru]{{0,2}}'(?>(?:[^'\\\n]|\\.|(?<=\\)'(?=\w))*)'?
+    (?P<{group}>\\++)["'](?>(?:[^"'\\\n]|(?P={group})\\++["']|\\++(?!["']))*)(?:(?P={group})["'])?
+    | [bfru]{{0,2}}"(?>(?:[^"\\\n]|\\.)*)"?
+    | [bfru]{{0,2}}'(?>(?:[^'\\\n]|\\.)*)'?
 """
 
 
 _QUOTED_VALUE: Final = _quoted_value("a")
-QUOTED_STRING: Final = re.compile(_QUOTED_VALUE, re.IGNORECASE | re.VERBOSE | re.DOTALL)
 VALUE: Final = re.compile(
     rf"""(?-i:REDACTED)|(?:(?:bearer|basic|token)\s++)?(?:{_QUOTED_VALUE}
     | [\w.+-]++(?=,["'\\]|\s?[}}\])]{{1,4}}+(?:[\s,;]|\Z)) | [\[({{][^\n]*+ | \S++)?""",
@@ -244,10 +235,24 @@ TUPLE_VALUES: Final = re.compile(
 )
 """The second member of a tuple whose first is a name, and the third of a tuple of three."""
 
+_KEY_QUOTE: Final = re.compile(r"(\\*+['\"])(?!\])")
+"""The quote after a name that is a key of JSON or of a `repr`, with its backslashes."""
+
+_WHOLE_VALUE: Final = re.compile(
+    r"""(?:(?P<quote>\\*+['"]).*(?P=quote)|-?[0-9][0-9.eE+-]*+|true|false|null|True|False|None)(?P<comma>,)?""",
+    re.DOTALL,
+)
+"""A string with both quotes, a number or a constant, with the comma after it that `VALUE` may include."""
+
+_MEMBER_END: Final = re.compile(r"\s{0,4}+(?:[,}\])]|\Z)")
+_parse_json: Final = JSONDecoder().raw_decode
+MAX_CONTAINERS: Final = 16
+"""Lists and objects in a string that are replaced up to their end. Later ones are up to the end of the line."""
+
 VALUE_BEFORE_NAME: Final = re.compile(
-    rf"""(?P<head>(?:values?|val)\\{{0,7}}+['"]?\s?[:=]\s?)(?P<value>{_QUOTED_VALUE}|[^\s,}}'"]{{1,256}}+)
-    (?P<tail>,?\s{{0,4}}\\{{0,7}}+['"]?\w{{0,16}}{_NAME_KEY}\s?[:=]\s?\\{{0,7}}+['"](?P<name>[\w.-]{{1,128}}+)\\{{0,7}}+['"])""",
-    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+    rf"""(?P<head>(?:values?|val)\\?['"]?\s?[:=]\s?)(?P<value>\\?"(?>(?:[^"\\\n]|\\.)*)"|\\?'(?>(?:[^'\\\n]|\\.)*)'|[^\s,}}'"]{{1,256}}+)
+    (?P<tail>,?\s{{0,4}}\\?['"]?\w{{0,16}}{_NAME_KEY}\s?[:=]\s?\\?['"](?P<name>[\w.-]{{1,128}}+)\\?['"])""",
+    re.IGNORECASE | re.VERBOSE,
 )
 """A value before its name, under the same keys."""
 
@@ -351,3 +356,49 @@ def redact_database_error(text: str) -> str:
     """Return the message of a database error without its quoted parts: statements, values, names."""
     text = SQLITE_ERROR_VALUE.sub(rf"\g<1>{REDACTED}", text)
     return QUOTED.sub(lambda match: f"{match[0][0]}{REDACTED}{match[0][0]}", text)
+
+
+def hide_values(text: str, key: re.Pattern[str], value_end: Callable[[re.Match[str]], int]) -> str:
+    """Hide the value after each match of `key`; `value_end` returns its end, or the end of the match to skip it."""
+    parts: list[str] = []
+    done = at = containers = 0
+    while (match := key.search(text, at)) is not None:
+        at = match.end()
+        end = value_end(match)
+        if end > at and not SQL_PLACEHOLDER.fullmatch(text, at, end):
+            hidden = REDACTED
+            if (quote := _KEY_QUOTE.match(text, match.end("name"))) is not None:
+                if text[at] in "[{" and containers < MAX_CONTAINERS and (found := _json_end(text, at)) is not None:
+                    end, containers = found, containers + 1
+                    hidden = f"{quote[1]}{REDACTED}{quote[1]}"
+                else:
+                    hidden = keep_quotes(text[at:end], quote[1])
+            parts += [text[done:at], hidden]
+            done = at = end
+    return "".join([*parts, text[done:]]) if parts else text
+
+
+def keep_quotes(value: str, key_quote: str = "") -> str:
+    """Return the replacement of a value: in its quotes, or those of its key if it is a number or a constant of JSON.
+
+    A value whose second quote is missing or another one is replaced as a whole.
+    """
+    match = _WHOLE_VALUE.fullmatch(value)
+    if match is None:
+        return REDACTED
+    quote = match["quote"] or key_quote
+    return f"{quote}{REDACTED}{quote}{match['comma'] or ''}"
+
+
+def _json_end(text: str, at: int) -> int | None:
+    """Return the end of a list or an object of JSON, or None if it is none, or the text has an escape.
+
+    A backslash may belong to a string around the JSON, where its quotes have another meaning.
+    """
+    if "\\" in text:
+        return None
+    try:
+        _, end = _parse_json(text, at)
+    except (ValueError, RecursionError):
+        return None
+    return end if _MEMBER_END.match(text, end) else None

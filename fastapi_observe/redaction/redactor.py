@@ -18,7 +18,6 @@ from fastapi_observe.redaction.addresses import (
     truncate_to_network,
 )
 from fastapi_observe.redaction.cache import BoundedCache
-from fastapi_observe.redaction.hiding import hide_values, hide_values_before_names
 from fastapi_observe.redaction.names import SecretNames
 from fastapi_observe.redaction.patterns import (
     CARD,
@@ -42,12 +41,15 @@ from fastapi_observe.redaction.patterns import (
     URL_PART,
     USERINFO,
     VALUE,
+    VALUE_BEFORE_NAME,
     XML_CONTENT,
     XML_ELEMENT,
     hide_after_scheme,
     hide_card,
     hide_credentials,
     hide_library_values,
+    hide_values,
+    keep_quotes,
 )
 from fastapi_observe.redaction.routes import SecretRoutes, hide_parameters, secret_segments
 from fastapi_observe.redaction.source_code import expression_end, is_source_line
@@ -88,7 +90,7 @@ _has_digits: Final = re.compile(r"[2-6][0-9 -]{12}").search
 _is_plain_path: Final = PLAIN_PATH.fullmatch
 _is_plain_id: Final = PLAIN_ID.fullmatch
 
-_QUOTES: Final = frozenset({"'", '"'})
+_QUOTES: Final = frozenset({"'", '"', "\\"})
 _LINE_NAMES: Final = ("authorization", "cookie", "phrase", "mnemonic")
 """Ends of names whose value goes on to the end of its line."""
 _ID_NAMES: Final = ("session", "sessions", "sid", "tokens")
@@ -269,7 +271,7 @@ class Redactor:
             if mark in lower:
                 text = hide_values(text, pattern, self._named_value_end)
         if "val" in lower:
-            text = hide_values_before_names(text, names.is_secret)
+            text = VALUE_BEFORE_NAME.sub(self._hide_value_before, text)
         if "</" in text:
             text = hide_values(text, XML_ELEMENT, self._content_end)
         return hide_values(text, KEY_BEFORE_VALUE, self._value_end)
@@ -284,6 +286,11 @@ class Redactor:
         """Return the end of the content of an XML element."""
         return _end(XML_CONTENT, match) if self._names.is_secret(match["name"]) else match.end()
 
+    def _hide_value_before(self, match: re.Match[str]) -> str:
+        if not self._names.is_secret(match["name"]):
+            return match[0]
+        return f"{match['head']}{keep_quotes(match['value'])}{match['tail']}"
+
     def _value_end(self, match: re.Match[str]) -> int:
         """Return the end of the value after a name and `=` or `:`, or the end of the match if it is not secret."""
         names, name, text, at = self._names, match["name"], match.string, match.end()
@@ -291,7 +298,7 @@ class Redactor:
             if not names.is_secret(name):
                 return at
             # In quotes a name is a key, not a word of a sentence, so the whole list applies.
-            quote = text[match.end("name") : at].lstrip("\\")[:1]
+            quote = text[match.end("name") : match.end("name") + 1]
             if quote not in _QUOTES or text[match.start("name") - 1 : match.start("name")] != quote:
                 is_id = name.lower().endswith(_ID_NAMES) and not is_source_line(text, at)
                 return max(_end(OPAQUE_ID, match), _end(SESSION_ID, match) if is_id else at)

@@ -1,125 +1,74 @@
-"""JSON and the `repr` of dicts in strings: they still parse when they are redacted, and have no secret."""
+"""What is redacted in JSON and in the `repr` of a dict keeps its quotes."""
 
 from __future__ import annotations
 
-import ast
 import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
+from fastapi_observe.redaction.patterns import MAX_CONTAINERS
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 redact = DEFAULT_REDACTOR.text
 
-MARK = "hunter2Zq"
-SECRET_KEYS = ["password", "clientSecret", "api_key", "api key", "x-api-key", "Cookie", "credentials", "pin"]
-PLAIN_KEYS = ["event", "user", "path", "a.b", "n"]
-
-FRAGMENTS = st.lists(
-    st.one_of(st.sampled_from([MARK, '"', "'", "\\", ", ", "}", "]", ":", " ", "\n", "é", "\u2028", "=", "/"])),
-    max_size=8,
-).map("".join)
-SECRETS = st.recursive(
-    st.one_of(
-        FRAGMENTS.map(lambda text: f"{MARK}{text}{MARK}"), st.just(918273645), st.just(91.8273645), st.booleans()
-    ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(PLAIN_KEYS), inner, max_size=3),
-    max_leaves=4,
+SECRET_NAMES = st.sampled_from(["password", "api_key", "client_secret", "pin"])
+SCALARS = (
+    st.text(max_size=12) | st.integers(10, 10**6) | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
 )
-PLAIN_VALUES = st.one_of(
-    st.sampled_from(["login", "", "a, b", "it's", '5" pipe', "C:\\", "https://x.example/a?b=c", "token expired"]),
-    st.integers(-5, 5),
-    st.floats(-2, 2, allow_nan=False),
-    st.none(),
-    st.booleans(),
+CONTAINERS = st.recursive(
+    st.text("abc ,:'[]{}", max_size=5) | st.integers() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3),
+    max_leaves=6,
 )
-OBJECTS: st.SearchStrategy[dict[str, Any]] = st.recursive(
-    st.lists(
-        st.tuples(st.sampled_from(SECRET_KEYS), SECRETS) | st.tuples(st.sampled_from(PLAIN_KEYS), PLAIN_VALUES),
-        max_size=5,
-    ).map(dict),
-    lambda inner: st.tuples(inner, st.sampled_from(PLAIN_KEYS), inner | st.lists(inner, max_size=2)).map(
-        lambda parts: {**parts[0], parts[1]: parts[2]}
-    ),
-    max_leaves=3,
+
+
+@given(SECRET_NAMES, SCALARS, st.dictionaries(st.sampled_from(["user", "id"]), st.integers(0, 99)))
+def test_json_stays_valid(name: str, value: Any, others: dict[str, int]) -> None:
+    """Whatever the value is; the other members are kept, and a second pass changes nothing."""
+    for members in ({name: value, **others}, {**others, name: value}, {"a": {**others, name: value}, "b": 1}):
+        for text in (json.dumps(members), json.dumps(members, separators=(",", ":"), ensure_ascii=False)):
+            found = json.loads(redact(text))
+            inner = found.get("a", found)
+            assert inner == {**others, name: "REDACTED"}
+            assert redact(redact(text)) == redact(text)
+
+
+@given(SECRET_NAMES, st.lists(CONTAINERS, max_size=3) | st.dictionaries(st.text("abc", max_size=3), CONTAINERS))
+def test_lists_and_objects_are_replaced_as_a_whole(name: str, value: Any) -> None:
+    """What follows them is kept."""
+    assert json.loads(redact(json.dumps({name: value, "user": 7}))) == {name: "REDACTED", "user": 7}
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("{'user': 'ada', 'password': 'x y'}", "{'user': 'ada', 'password': 'REDACTED'}"),
+        ('{"Authorization": "Basic x", "a": 1}', '{"Authorization": "REDACTED", "a": 1}'),
+        ('["password", "x"]', '["password", "REDACTED"]'),
+        ('{"value": "x", "name": "password"}', '{"value": "REDACTED", "name": "password"}'),
+        (
+            '{"m": "{\\"password\\": \\"x\\\\\\"y\\", \\"b\\": 1}"}',
+            '{"m": "{\\"password\\": \\"REDACTED\\", \\"b\\": 1}"}',
+        ),
+        ('{"password": "cut of', '{"password": REDACTED'),
+        ('password="x", a=1', "password=REDACTED, a=1"),
+        ("{'password': ['x', 'y'], 'b': 1}", "{'password': REDACTED"),
+        ('{"password": ["x\\n"], "b": 1}', '{"password": REDACTED'),
+        ('{"password": ["x", "b": 1}', '{"password": REDACTED'),
+        ('{"password": ["x"]y, "b": 1}', '{"password": REDACTED'),
+        ('{"password": ' + "[" * 5000, '{"password": REDACTED'),
+    ],
 )
-ENCODINGS: list[dict[str, Any]] = [{}, {"separators": (",", ":")}, {"indent": 2}, {"ensure_ascii": False}]
+def test_quotes_that_are_kept(text: str, redacted: str) -> None:
+    """They are those of the value. A list that is no JSON, or may be inside a string, is hidden with its line."""
+    assert redact(text) == redacted
 
 
-def has_secret(text: str) -> bool:
-    """Return whether any secret of `OBJECTS` is in a string."""
-    return any(mark in text for mark in (MARK, "918273645", "91.8273645"))
-
-
-@given(OBJECTS, st.sampled_from(ENCODINGS), st.integers(0, 2))
-@example({"password": '"'}, {}, 2)
-@example({"password": [], "n": 1}, {"separators": (",", ":")}, 2)
-def test_redacted_json_parses(value: dict[str, Any], encoding: dict[str, Any], depth: int) -> None:
-    """Only the values of secret names change, also in JSON inside JSON strings, and redacting again changes nothing."""
-    text = json.dumps(value, **encoding)
-    for _ in range(depth):
-        text = json.dumps({"body": text, "n": 1}, **encoding)
-    redacted = redact(text)
-    assert not has_secret(redacted)
-    assert redact(redacted) == redacted
-    parsed = json.loads(redacted)
-    for _ in range(depth):
-        assert parsed["n"] == 1
-        parsed = json.loads(parsed["body"])
-    assert parsed.keys() == value.keys()
-    for name, member in value.items():
-        if name not in SECRET_KEYS and not isinstance(member, dict | list | str):
-            assert parsed[name] == member
-    cut = redact(text[: len(text) // 2])
-    assert not has_secret(cut)
-    assert redact(cut) == cut
-
-
-REPRS = [
-    ({"password": "hunter2", "n": 1}, "{'password': 'REDACTED', 'n': 1}"),
-    ({"password": "it's hunter2", "n": 1}, """{'password': "REDACTED", 'n': 1}"""),
-    ({"password": b"hunter2", "n": 1}, "{'password': 'REDACTED', 'n': 1}"),
-    ({"tokens": ["hunter2", "hunter2"], "n": 1}, "{'tokens': 'REDACTED', 'n': 1}"),
-    ({"pin": 1234, "n": 1}, "{'pin': 'REDACTED', 'n': 1}"),
-    ({"body": '{"password": "hun\\"ter2"}', "n": 1}, """{'body': '{"password": "REDACTED"}', 'n': 1}"""),
-    ({"body": b'{"password": "it\'s hunter2"}'}, """{'body': b'{"password": "REDACTED"}'}"""),
-    ([("password", "hunter2"), ("n", 1)], "[('password', 'REDACTED'), ('n', 1)]"),
-    ([{"name": "password", "value": "hunter2"}], "[{'name': 'password', 'value': 'REDACTED'}]"),
-    ([{"value": "hunter2", "name": "password"}], "[{'value': 'REDACTED', 'name': 'password'}]"),
-    (["login", "--password", "hunter2", "-v"], "['login', '--password', 'REDACTED', '-v']"),
-]
-
-
-@pytest.mark.parametrize(("value", "shown"), REPRS)
-def test_redacted_reprs_are_literals(value: Any, shown: str) -> None:
-    """The quotes of a value stay in the `repr` of a container, and a number gets those of its key."""
-    assert redact(repr(value)) == shown
-    ast.literal_eval(shown)
-    text = json.dumps({"message": repr(value), "n": 1})
-    assert json.loads(redact(text)) == {"message": shown, "n": 1}
-
-
-TEXTS = [
-    ('{"msg": "password=hunter2", "n": 1}', '{"msg": "password=REDACTED", "n": 1}'),
-    ('{"msg":"login: password=hunter2","n":1}', '{"msg":"login: password=REDACTED","n":1}'),
-    ('{"a": {"msg": "password: hunter2"}}', '{"a": {"msg": "password: REDACTED"}}'),
-    ('{"a": ["session: a1b2c3d4e5f6a7b8"]}', '{"a": ["session: REDACTED"]}'),
-    (r'{"a": "{\"url\": \"https://x/a?b=hunter2\"}"}', r'{"a": "{\"url\": \"https://x/a?b=REDACTED\"}"}'),
-    ('sent {"password": "hunter2"} to db', 'sent {"password": "REDACTED"} to db'),
-    ('{"password": "hunter2', '{"password": "REDACTED"'),
-    (r'{"a": "{\"password\": \"hunter2', r'{"a": "{\"password\": \"REDACTED\"'),
-    ('{"tokens": ["hunter2", "hunt', '{"tokens": "REDACTED"'),
-    ('{"tokens": [\n  "hunter2",\n  "hunt', '{"tokens": "REDACTED"'),
-    ('{"password": null, "n": 1}', '{"password": null, "n": 1}'),
-    ('password: "hunter2"', "password: REDACTED"),
-]
-
-
-@pytest.mark.parametrize(("text", "shown"), TEXTS)
-def test_json_in_texts(text: str, shown: str) -> None:
-    """A secret in a JSON string ends with the string; one that is cut is redacted to the end."""
-    assert redact(text) == shown
-    assert redact(shown) == shown
+def test_many_lists_take_linear_time() -> None:
+    """Each one is looked for up to the end of its line, so that only the first ones are replaced by themselves."""
+    redacted = redact('{"a": 1' + ', "pin": []' * 30 + "}")
+    assert redacted.count("REDACTED") == MAX_CONTAINERS + 1
+    assert redacted.endswith('"pin": REDACTED')
