@@ -40,8 +40,6 @@ class MetricsEndpoint:
         self._access = MetricsAccess(settings.metrics_access, None if token is None else token.get_secret_value())
         self._scrapes = SharedScrapes(observability.metrics.scrapes)
         self._dependency_app: ASGIApp | None = None
-        self._own_route = False
-        self._route_count = -1  # routes of the app when `_own_route` was found
         if enabled and settings.metrics_dependency is not None:
             self._dependency_app = dependency_app(
                 settings.metrics_dependency, settings.metrics_path, self.send_metrics, observability.app
@@ -60,10 +58,10 @@ class MetricsEndpoint:
         try:
             if _is_literal(scope) and self._is_allowed(scope):
                 return self
-            return _send_not_found if self._has_own_route() else None
+            return _send_not_found if has_own_route(self._observability.app, self.path) else None
         except Exception as exc:  # noqa: BLE001 - routes may be of any class
             self._observability.internal_errors("metrics.access", exc)
-            return None
+            return _send_not_found
 
     def _is_allowed(self, scope: Scope) -> bool:
         """Return whether a client has access, as far as that is known without a token or a dependency."""
@@ -78,14 +76,6 @@ class MetricsEndpoint:
             self._observability.internal_errors("metrics.access", exc)
             return False
         return allowed
-
-    def _has_own_route(self) -> bool:
-        app = self._observability.app
-        count = len(app.routes)
-        if count != self._route_count:
-            self._own_route = has_own_route(app, self.path)
-            self._route_count = count
-        return self._own_route
 
     def excluded_signals(self, scope: Scope) -> int:
         """Return the signals that do not report a request that is not a scrape to respond to.

@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import sys
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -75,9 +76,10 @@ def _run(args: argparse.Namespace) -> int:
         if error.errno not in OUTPUT_ERRORS:
             raise
         # What is still buffered is written when Python exits, where it would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno != errno.EPIPE:  # the reader has enough, such as head
-            sys.stderr.write(f"cannot write the output: {error.strerror}\n")
+        with suppress(OSError, ValueError):  # standard error may be full too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if error.errno != errno.EPIPE:  # the reader has enough, such as head
+                sys.stderr.write(f"cannot write the output: {error.strerror}\n")
         return EXIT_ERROR
     return status
 

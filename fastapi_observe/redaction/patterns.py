@@ -372,13 +372,22 @@ def hide_values(text: str, key: re.Pattern[str], value_end: Callable[[re.Match[s
                     end, containers = found, containers + 1
                     hidden = f"{quote[1]}{REDACTED}{quote[1]}"
                 else:
-                    hidden = keep_quotes(text[at:end], quote[1])
+                    hidden = _keep_quotes(text[at:end], quote[1])
             parts += [text[done:at], hidden]
             done = at = end
     return "".join([*parts, text[done:]]) if parts else text
 
 
-def keep_quotes(value: str, key_quote: str = "") -> str:
+def hide_values_before_names(text: str, is_secret: Callable[[str], bool]) -> str:
+    """Hide the value in `{"value": ..., "name": "password"}`."""
+
+    def hide(match: re.Match[str]) -> str:
+        return f"{match['head']}{_keep_quotes(match['value'])}{match['tail']}" if is_secret(match["name"]) else match[0]
+
+    return VALUE_BEFORE_NAME.sub(hide, text)
+
+
+def _keep_quotes(value: str, key_quote: str = "") -> str:
     """Return the replacement of a value: in its quotes, or those of its key if it is a number or a constant of JSON.
 
     A value whose second quote is missing or another one is replaced as a whole.

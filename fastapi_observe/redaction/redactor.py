@@ -41,7 +41,6 @@ from fastapi_observe.redaction.patterns import (
     URL_PART,
     USERINFO,
     VALUE,
-    VALUE_BEFORE_NAME,
     XML_CONTENT,
     XML_ELEMENT,
     hide_after_scheme,
@@ -49,7 +48,7 @@ from fastapi_observe.redaction.patterns import (
     hide_credentials,
     hide_library_values,
     hide_values,
-    keep_quotes,
+    hide_values_before_names,
 )
 from fastapi_observe.redaction.routes import SecretRoutes, hide_parameters, secret_segments
 from fastapi_observe.redaction.source_code import expression_end, is_source_line
@@ -271,7 +270,7 @@ class Redactor:
             if mark in lower:
                 text = hide_values(text, pattern, self._named_value_end)
         if "val" in lower:
-            text = VALUE_BEFORE_NAME.sub(self._hide_value_before, text)
+            text = hide_values_before_names(text, names.is_secret)
         if "</" in text:
             text = hide_values(text, XML_ELEMENT, self._content_end)
         return hide_values(text, KEY_BEFORE_VALUE, self._value_end)
@@ -285,11 +284,6 @@ class Redactor:
     def _content_end(self, match: re.Match[str]) -> int:
         """Return the end of the content of an XML element."""
         return _end(XML_CONTENT, match) if self._names.is_secret(match["name"]) else match.end()
-
-    def _hide_value_before(self, match: re.Match[str]) -> str:
-        if not self._names.is_secret(match["name"]):
-            return match[0]
-        return f"{match['head']}{keep_quotes(match['value'])}{match['tail']}"
 
     def _value_end(self, match: re.Match[str]) -> int:
         """Return the end of the value after a name and `=` or `:`, or the end of the match if it is not secret."""

@@ -119,6 +119,9 @@ SHOWN_SO: Final = "redaction.values:"
 UNCOUNTED: Final = {
     "redaction.names:SecretNames.is_secret_pair": "the value reads <unprintable>",
     "redaction.patterns:hide_values": "as above",
+    "redaction.patterns:hide_values_before_names": "as above",
+    "redaction.patterns:_keep_quotes": "as above",
+    "redaction.patterns:_json_end": "as above",
     "redaction.redactor:Redactor._value_end": "as above",
     "metrics.saturation:GcPauses.__call__": "a callback of the garbage collector may take no lock",
     "metrics.saturation:LocalHistogram.observe": "as above",

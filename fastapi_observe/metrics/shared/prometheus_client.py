@@ -263,7 +263,7 @@ class PrometheusClientCells:
             waiting, self.local_only = self.local_only, []
             for value in waiting:
                 self._bind(value)
-        held = list(self._gauges.values())
+            held = list(self._gauges.values())
         registered: set[object] = set()
         for registry in list(self._owners):
             for metric in list_collectors(registry):
