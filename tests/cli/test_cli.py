@@ -53,7 +53,7 @@ def test_settings_prints_every_option(capsys: pytest.CaptureFixture[str], monkey
 
 
 def closed_pipe() -> int:
-    """Return the end of a pipe that nobody reads."""
+    """Return the write end of a pipe whose read end is closed."""
     reader, writer = os.pipe()
     os.close(reader)
     return writer
